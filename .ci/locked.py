@@ -1,4 +1,4 @@
-"""Says whether the requirements.txt files still agree with pyproject.toml, without a network; `make lock` makes them anew."""
+"""Says, without a network, whether the requirements.txt files still agree with pyproject.toml; see `make lock`."""
 
 import re
 import sys
