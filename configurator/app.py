@@ -1,0 +1,53 @@
+"""The configurator's process: its consumers, and health and metrics for its watchers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import structlog
+from aiohttp import web
+
+from configurator.consumers import Consumers
+from configurator.service_a import ServiceA
+from configurator.settings import Settings
+from messaging.session import Session
+from telemetry.health import add_health_routes
+
+log = structlog.stdlib.get_logger(__name__)
+
+SETTINGS = web.AppKey("SETTINGS", Settings)
+SESSION = web.AppKey("SESSION", Session)
+SERVICE_A = web.AppKey("SERVICE_A", ServiceA)
+
+
+def create_app(settings: Settings) -> web.Application:
+    """Wire the configurator."""
+    app = web.Application()
+    app[SETTINGS] = settings
+    app.cleanup_ctx.append(_consumers)
+
+    async def broker() -> str | None:
+        return app[SESSION].missing
+
+    async def service_a() -> str | None:
+        return None if app[SERVICE_A].reachable.is_set() else "service A: cannot be reached"
+
+    add_health_routes(app, broker, service_a)
+    return app
+
+
+async def _consumers(app: web.Application) -> AsyncIterator[None]:
+    """Consume until the process stops; what has begun is finished, up to the grace period."""
+    settings = app[SETTINGS]
+    async with Session(settings, "configurator") as session, ServiceA(settings.service_a_url) as service_a:
+        app[SESSION] = session
+        app[SERVICE_A] = service_a
+        consumers = Consumers(session, service_a, settings)
+        consuming = asyncio.create_task(consumers.run())
+        yield
+        try:
+            async with asyncio.timeout(settings.shutdown_grace_seconds):
+                await consumers.drain()
+        except TimeoutError:
+            log.error("configurator.gave_up", calls=consumers.in_flight())
+        consuming.cancel()
+        await asyncio.gather(consuming, return_exceptions=True)

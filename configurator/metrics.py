@@ -1,0 +1,14 @@
+"""What the configurator counts."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+CALLS = Histogram(
+    "service_a_call_seconds",
+    "Calls to service A, by outcome",
+    ["outcome"],
+    buckets=(0.1, 0.5, 1, 5, 10, 30, 50, 60, 61, 62, 65, 75, 90, 120, 300, 3600),
+)
+IN_FLIGHT = Gauge("service_a_calls_in_flight", "Calls to service A that have not ended")
+PAUSED = Gauge("service_a_unreachable", "1 while no work is taken because service A cannot be reached")
+REDELIVERED = Counter("redelivered", "Redelivered tasks: joined to their running call, or interrupted", ["treated"])
+OUTCOMES = Counter("outcomes_published", "Outcomes confirmed by the broker, by kind", ["kind"])

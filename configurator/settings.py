@@ -1,0 +1,28 @@
+"""Settings of the configurator."""
+
+from pydantic import Field, field_validator
+from yarl import URL
+
+from messaging.settings import BrokerSettings
+from telemetry.settings import LogSettings
+
+
+class Settings(BrokerSettings, LogSettings):
+    """`concurrency` is the number of calls to service A in flight at once: the number of consumers."""
+
+    service_a_url: str = "http://localhost:7777"
+    concurrency: int = Field(1000, ge=1, le=65535)
+    shutdown_grace_seconds: float = Field(90, ge=0, le=86400, allow_inf_nan=False)
+    health_host: str = "0.0.0.0"
+    health_port: int = Field(7774, ge=1, le=65535)
+
+    @field_validator("service_a_url")
+    @classmethod
+    def _check_service_a_url(cls, value: str) -> str:
+        try:
+            url = URL(value)
+        except ValueError:
+            raise ValueError("not a URL") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("must be http://host:port")
+        return value.rstrip("/")

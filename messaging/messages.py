@@ -1,0 +1,87 @@
+"""The two wire messages: a task on its way to service A, and what came of one attempt."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Attempt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Seconds = Annotated[float, Field(ge=0, le=10**8, allow_inf_nan=False)]
+
+
+class DecodeError(Exception):
+    """A message that cannot be read; it keeps the raw bytes for the dead-letter queue."""
+
+    def __init__(self, body: bytes, reason: str) -> None:
+        super().__init__(reason)
+        self.body = body
+        self.reason = reason
+
+
+class Message(BaseModel):
+    """A frozen JSON message. Fields unknown to this version are ignored, so that two versions run side by side."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    v: Literal[1] = 1
+    task_id: UUID
+    attempt: Attempt
+
+    @property
+    def message_id(self) -> str:
+        """Unique per attempt."""
+        return f"{self.task_id}:{self.attempt}"
+
+    def encode(self) -> bytes:
+        """Return the JSON bytes of this message."""
+        return self.__pydantic_serializer__.to_json(self)
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Read a message; raise `DecodeError`, which names the fields at fault but none of their values."""
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            faults = error.errors(include_input=False, include_context=False, include_url=False)
+            reason = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
+            raise DecodeError(body, reason[:500]) from None
+
+
+class ConfigureTask(Message):
+    """Configure one device: one attempt at one task."""
+
+    equipment_id: str
+    timeout_in_seconds: int
+    time_limit_seconds: Seconds
+    parameters: dict[str, Any] = Field(repr=False)
+
+
+class OutcomeKind(StrEnum):
+    """What came of an attempt, as the configurator saw it."""
+
+    SUCCESS = "success"
+    NOT_FOUND = "not_found"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    UNAVAILABLE = "unavailable"
+    """The call surely never began: nothing was configured."""
+    UNKNOWN = "unknown"
+    """The call began, and no answer of A's came back."""
+    INTERRUPTED = "interrupted"
+    """A process that had taken the task is gone; it may have begun the call."""
+    NOT_STARTED = "not_started"
+    """Handed back by a process that stops or pauses."""
+
+
+class Outcome(Message):
+    """What came of one attempt, and how long service A may still be at work on the device.
+
+    `hold_seconds`: the device must not be configured again before this has passed.
+    `retry_after_seconds`: what service A asked for in its `Retry-After`.
+    """
+
+    kind: OutcomeKind
+    reason: str = ""
+    hold_seconds: Seconds = 0
+    retry_after_seconds: Seconds | None = None

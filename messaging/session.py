@@ -1,0 +1,123 @@
+"""The AMQP session: a ready channel, and a new one after each loss."""
+
+import asyncio
+import itertools
+import random
+from types import TracebackType
+from typing import Self
+
+import aiormq
+import structlog
+from aiormq.exceptions import AMQPError
+from yarl import URL
+
+from messaging import metrics, topology
+from messaging.channel import Channel
+from messaging.settings import BrokerSettings
+
+log = structlog.stdlib.get_logger(__name__)
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+BACKOFF_BASE_SECONDS = 0.2
+BACKOFF_MAX_SECONDS = 5.0
+
+
+class Session:
+    """An async iterator of ready channels, one at a time, over all nodes of the broker.
+
+    `name` is what the broker's management shows for the connection.
+    """
+
+    def __init__(self, settings: BrokerSettings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        # Replicas spread over the nodes; each goes round all of them.
+        self._nodes = itertools.cycle(random.sample(settings.nodes, len(settings.nodes)))
+        self._channel: Channel | None = None
+        self._opened = asyncio.Event()
+        self._missing = "broker: not connected yet"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._give_up()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Channel:
+        """Close the last channel and open the next, for as long as it takes."""
+        await self._give_up()
+        attempt = 0
+        while True:
+            attempt += 1
+            node = next(self._nodes)
+            try:
+                channel = await self._open(node)
+            except (AMQPError, OSError, TimeoutError, RuntimeError, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                    raise  # Otherwise aiormq's own: the connection went while it was being opened.
+                delay = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** min(attempt, 10)) * random.uniform(0.5, 1)
+                self._missing = f"broker: {type(error).__name__}"
+                log.warning(
+                    "amqp.connect_failed",
+                    node=_address(node),
+                    attempt=attempt,
+                    error=repr(error),
+                    retry_in=round(delay, 2),
+                )
+                await asyncio.sleep(delay)
+                continue
+            log.info("amqp.connected", node=_address(node), attempt=attempt)
+            metrics.CONNECTS.inc()
+            channel.lost.add_done_callback(self._on_lost)
+            self._channel = channel
+            self._opened.set()
+            return channel
+
+    @property
+    def current(self) -> Channel | None:
+        """The channel of now, if there is one."""
+        return self._channel if self._channel and not self._channel.lost.done() else None
+
+    async def channel(self) -> Channel:
+        """Return the channel of now; wait for one while there is none."""
+        while (channel := self.current) is None:
+            self._opened.clear()
+            await self._opened.wait()
+        return channel
+
+    @property
+    def missing(self) -> str | None:
+        """What a readiness check says: None while there is a channel."""
+        return None if self.current else self._missing
+
+    async def _open(self, node: URL) -> Channel:
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+            connection = await aiormq.connect(node, client_properties={"connection_name": self._name})
+            try:
+                amqp = await connection.channel()
+                assert isinstance(amqp, aiormq.Channel)  # noqa: S101 - aiormq promises only its abstract class.
+                await topology.declare(amqp, self._settings)
+            except BaseException as error:
+                await connection.close(error)
+                raise
+        return Channel(connection, amqp, self._settings)
+
+    def _on_lost(self, lost: asyncio.Future[str]) -> None:
+        self._missing = f"broker: {lost.result()}"
+        log.warning("amqp.lost", reason=lost.result())
+
+    async def _give_up(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel:
+            await channel.close()
+
+
+def _address(node: URL) -> str:
+    """Name a node without its password."""
+    return f"{node.host}:{node.port}"

@@ -1,0 +1,1 @@
+"""Service B: the asynchronous facade in front of service A."""

@@ -1,0 +1,28 @@
+"""`python -m service_b`: the web process."""
+
+import uvloop
+from aiohttp import web
+
+from service_b.app import create_app
+from service_b.settings import Settings
+from telemetry.process import prepare
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT. Several processes may share one port."""
+    settings = prepare(Settings)
+    web.run_app(
+        create_app(settings),
+        host=settings.app_host,
+        port=settings.app_port,
+        reuse_port=True,
+        backlog=4096,
+        shutdown_timeout=10,
+        access_log=None,
+        print=None,
+        loop=uvloop.new_event_loop(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The web process: HTTP API, relay and reconciler."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import asyncpg
+import structlog
+from aiohttp import web
+
+from messaging.batching import Batcher
+from messaging.session import Session
+from service_b import handlers, metrics
+from service_b.database import REFUSED_ROW, STORAGE_ERRORS, create_pool
+from service_b.errors import answer_errors
+from service_b.reconciler import Reconciler
+from service_b.relay import Relay
+from service_b.settings import Settings
+from service_b.tasks import NewTask, TaskTable
+from service_b.wakeup import listen
+from telemetry.health import add_health_routes
+from telemetry.http import observe_requests
+
+log = structlog.stdlib.get_logger(__name__)
+
+MAX_BODY_BYTES = 64 * 1024
+MAX_BATCH = 1000
+MAX_WAITING = 20_000
+STOP_SECONDS = 10.0
+MEASURE_SECONDS = 15.0
+
+SETTINGS = web.AppKey("SETTINGS", Settings)
+TASKS = web.AppKey("TASKS", TaskTable)
+
+
+def create_app(settings: Settings) -> web.Application:
+    """Wire the web process."""
+    app = web.Application(middlewares=[observe_requests, answer_errors], client_max_size=MAX_BODY_BYTES)
+    app[SETTINGS] = settings
+    app[handlers.APP_NAME] = settings.app_name
+    app[handlers.WAKE] = asyncio.Event()
+    app.cleanup_ctx.extend([_storage, _background])
+    handlers.add_routes(app.router)
+
+    async def storage() -> str | None:
+        return await app[TASKS].missing()
+
+    # The broker is not asked: without it tasks are accepted all the same.
+    add_health_routes(app, storage)
+    return app
+
+
+async def _storage(app: web.Application) -> AsyncIterator[None]:
+    """Open the table and the batchers in front of it; the last batches are flushed before the pool closes."""
+    settings = app[SETTINGS]
+    async with create_pool(settings) as pool:
+        tasks = app[TASKS] = TaskTable(pool)
+
+        async def insert(batch: Sequence[NewTask]) -> Sequence[None]:
+            await tasks.insert(
+                batch,
+                grace_seconds=settings.service_a_grace_seconds,
+                deadline_seconds=settings.task_deadline_seconds,
+            )
+            return [None] * len(batch)
+
+        inserts = app[handlers.INSERTS] = Batcher(
+            "insert", insert, max_batch=MAX_BATCH, max_waiting=MAX_WAITING, poison=REFUSED_ROW
+        )
+        lookups = app[handlers.LOOKUPS] = Batcher(
+            "status", tasks.statuses, max_batch=MAX_BATCH, max_waiting=MAX_WAITING
+        )
+        yield
+        await inserts.close()
+        await lookups.close()
+        await _close(pool)
+
+
+async def _close(pool: asyncpg.Pool) -> None:
+    """Wait for what is under way, but not for a database that does not answer."""
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await pool.close()
+    except TimeoutError:
+        pool.terminate()
+
+
+async def _background(app: web.Application) -> AsyncIterator[None]:
+    """Run the relay and what wakes it, the reconciler, and the backlog's gauges."""
+    settings = app[SETTINGS]
+    async with Session(settings, settings.app_name) as session:
+        relay = Relay(session, app[TASKS], settings, app[handlers.WAKE])
+        reconciler = Reconciler(session, app[TASKS], settings, settings)
+        relaying = asyncio.create_task(relay.run())
+        others = [
+            asyncio.create_task(listen(settings, app[handlers.WAKE])),
+            asyncio.create_task(reconciler.run()),
+            asyncio.create_task(_measure(app[TASKS])),
+        ]
+        yield
+        relay.stop()
+        await asyncio.wait({relaying}, timeout=STOP_SECONDS)
+        for task in (relaying, *others):
+            task.cancel()
+        await asyncio.gather(relaying, *others, return_exceptions=True)
+
+
+async def _measure(tasks: TaskTable) -> None:
+    """Keep the backlog's gauges fresh, at no more than a twentieth of one connection's time."""
+    while True:
+        started = time.monotonic()
+        try:
+            backlog = await tasks.backlog()
+        except STORAGE_ERRORS as error:
+            log.warning("backlog.storage_unavailable", error=repr(error))
+        else:
+            for state in ("waiting", "due", "dispatched"):
+                metrics.UNFINISHED.labels(state).set(getattr(backlog, state))
+            metrics.OLDEST.set(backlog.oldest_seconds)
+        await asyncio.sleep(max(MEASURE_SECONDS, 20 * (time.monotonic() - started)))

@@ -1,0 +1,60 @@
+"""How both processes of service B reach PostgreSQL."""
+
+from typing import Any
+
+import asyncpg
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+CONNECT_TIMEOUT_SECONDS = 3.0
+COMMAND_TIMEOUT_SECONDS = 10.0
+
+REFUSED_ROW = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+"""The database does not accept a value, whoever sends it and however often."""
+
+STORAGE_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""The database is away, too slow, not migrated yet, full, or read-only: the same request may succeed later."""
+
+
+class DatabaseSettings(BaseSettings):
+    """The database block of the contract. `database_url` may name several hosts, and wins over `postgres_*`."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
+
+    database_url: SecretStr | None = Field(None, pattern="^postgres(ql)?://")
+    postgres_user: str = "admin"
+    postgres_password: SecretStr = SecretStr("admin")
+    postgres_host: str = "localhost"
+    postgres_port: int = Field(5432, ge=1, le=65535)
+    postgres_db: str = "test"
+    pool_size: int = Field(10, ge=1, le=1000)
+
+
+def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
+    if settings.database_url:
+        where: dict[str, Any] = {"dsn": settings.database_url.get_secret_value()}
+    else:
+        where = {
+            "user": settings.postgres_user,
+            "password": settings.postgres_password.get_secret_value(),
+            "host": settings.postgres_host,
+            "port": settings.postgres_port,
+            "database": settings.postgres_db,
+        }
+    return where | {
+        "timeout": CONNECT_TIMEOUT_SECONDS,
+        "command_timeout": COMMAND_TIMEOUT_SECONDS,
+        # Of several hosts, the one that can be written to; after a failover that is another one.
+        "target_session_attrs": "read-write",
+        "server_settings": {"application_name": "service_b", "jit": "off"},
+    }
+
+
+def create_pool(settings: DatabaseSettings) -> asyncpg.Pool:
+    """Make the pool. It connects when it is first used, so that a process may start before its database."""
+    return asyncpg.create_pool(min_size=0, max_size=settings.pool_size, **_arguments(settings))
+
+
+async def connect(settings: DatabaseSettings) -> asyncpg.Connection:
+    """Open one connection of its own, for a listener or a lock that lives as long as the connection."""
+    return await asyncpg.connect(**_arguments(settings))

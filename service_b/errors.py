@@ -1,0 +1,120 @@
+"""Every error a client can get, and how it becomes the contract's JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from aiohttp.web_protocol import RequestHandler
+
+log = structlog.stdlib.get_logger(__name__)
+
+RETRY_AFTER_SECONDS = "5"
+
+
+class ApiError(Exception):
+    """An answer of ours that is not a success; nothing of the request goes into it."""
+
+    code = 500
+    message = "Internal provisioning exception"
+    headers: ClassVar[Mapping[str, str]] = {}
+    errors: Sequence[Mapping[str, Any]] = ()
+
+    def body(self) -> dict[str, Any]:
+        """Return the answer's JSON object."""
+        body: dict[str, Any] = {"code": self.code, "message": self.message}
+        return body | {"errors": self.errors} if self.errors else body
+
+
+class EquipmentNotFoundError(ApiError):
+    """The id is no serial, or the task is another device's."""
+
+    code = 404
+    message = "The requested equipment is not found"
+
+
+class TaskNotFoundError(ApiError):
+    """There is no such task."""
+
+    code = 404
+    message = "The requested task is not found"
+
+
+class BadRequestError(ApiError):
+    """The body cannot be read."""
+
+    code = 400
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class CompressedBodyError(ApiError):
+    """A compressed body could be a bomb."""
+
+    code = 415
+    message = "The body must not be compressed"
+    headers: ClassVar[Mapping[str, str]] = {"Accept-Encoding": "identity"}
+
+
+class InvalidBodyError(ApiError):
+    """The body is JSON, but not what we take; `errors` says what and where."""
+
+    code = 422
+    message = "The request is not valid"
+
+    def __init__(self, errors: list[dict[str, Any]]) -> None:
+        super().__init__(self.message)
+        self.errors = errors
+
+
+class StorageUnavailableError(ApiError):
+    """The database did not answer in time; whether a task was stored is not known."""
+
+    code = 503
+    message = "The storage is unavailable, try again"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": RETRY_AFTER_SECONDS}
+
+
+def json_error(code: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> web.Response:
+    """Make the answer to a failed request."""
+    return web.Response(status=code, body=json.dumps(body).encode(), content_type="application/json", headers=headers)
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what a handler raises into JSON: our own errors, aiohttp's, and bugs, which are logged and made opaque."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return json_error(error.code, error.body(), error.headers)
+    except web.HTTPException as error:
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        return json_error(error.status, {"code": error.status, "message": error.reason}, headers)
+    except Exception:
+        log.exception("http.bug", method=request.method, route=str(request.match_info.route.resource))
+        return json_error(ApiError.code, ApiError().body())
+
+
+def _answer_malformed(
+    handler: RequestHandler,
+    request: web.BaseRequest,
+    status: int = 500,
+    exc: BaseException | None = None,
+    message: str | None = None,
+) -> web.Response:
+    """Answer what is not HTTP; `message`, which quotes it, is left out of the answer and of the log."""
+    log.info("http.malformed", status=status, error=type(exc).__name__)
+    if request.writer.output_size > 0:
+        raise ConnectionError("the answer has begun already")
+    text = "Malformed HTTP request" if status < 500 else ApiError.message
+    answer = json_error(status, {"code": status, "message": text})
+    answer.force_close()
+    return answer
+
+
+# aiohttp answers what is not HTTP in plain text, echoes it, and offers no hook for that.
+RequestHandler.handle_error = _answer_malformed  # type: ignore[method-assign, assignment]

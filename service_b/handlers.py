@@ -1,0 +1,106 @@
+"""The HTTP API of the facade."""
+
+import asyncio
+import re
+from collections.abc import Awaitable
+from typing import TypeVar
+from uuid import UUID
+
+import asyncpg
+import structlog
+from aiohttp import web
+from uuid_utils.compat import uuid7
+
+from messaging.batching import Batcher, BatcherFullError
+from service_b import metrics
+from service_b.database import REFUSED_ROW, STORAGE_ERRORS
+from service_b.errors import (
+    RETRY_AFTER_SECONDS,
+    ApiError,
+    CompressedBodyError,
+    EquipmentNotFoundError,
+    StorageUnavailableError,
+    TaskNotFoundError,
+    json_error,
+)
+from service_b.schemas import parse_request, parse_serial
+from service_b.tasks import NewTask, Status
+
+log = structlog.stdlib.get_logger(__name__)
+
+T = TypeVar("T")
+
+STORAGE_TIMEOUT_SECONDS = 4.0
+"""The contract promises a 503 within 5 s."""
+
+CANONICAL_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+RUNNING = b'{"code": 204, "message": "Task is still running"}'
+COMPLETED = b'{"code": 200, "message": "Completed"}'
+
+
+APP_NAME = web.AppKey("APP_NAME", str)
+INSERTS = web.AppKey("INSERTS", Batcher[NewTask, None])
+LOOKUPS = web.AppKey("LOOKUPS", Batcher[UUID, Status | None])
+WAKE = web.AppKey("WAKE", asyncio.Event)
+
+
+def add_routes(router: web.UrlDispatcher) -> None:
+    """Serve the contract's routes."""
+    router.add_get("/api/v1/", tell_name)
+    router.add_post("/api/v1/equipment/cpe/{id}", create_task)
+    router.add_get("/api/v1/equipment/cpe/{id}/task/{task}", tell_status)
+
+
+async def tell_name(request: web.Request) -> web.Response:
+    """Tell who answers."""
+    return web.json_response(f"{request.app[APP_NAME]} - v1")
+
+
+async def create_task(request: web.Request) -> web.Response:
+    """Store a task, and answer with its id once it is committed."""
+    serial = parse_serial(request.match_info["id"])
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise CompressedBodyError
+    wanted = parse_request(await request.read())
+    task_id = uuid7()
+    task = NewTask(task_id, serial, wanted.timeout_seconds, wanted.parameters)
+    await _stored(request.app[INSERTS].submit(task), task_id)
+    metrics.ACCEPTED.inc()
+    request.app[WAKE].set()
+    return web.Response(
+        body=b'{"code": 200, "taskId": "%s"}' % str(task_id).encode(),
+        content_type="application/json",
+        headers={"Location": f"/api/v1/equipment/cpe/{serial}/task/{task_id}"},
+    )
+
+
+async def tell_status(request: web.Request) -> web.Response:
+    """Tell what became of a task."""
+    serial = parse_serial(request.match_info["id"])
+    if not CANONICAL_UUID.fullmatch(request.match_info["task"]):
+        raise TaskNotFoundError
+    task_id = UUID(request.match_info["task"])
+    status = await _stored(request.app[LOOKUPS].submit(task_id), task_id)
+    if status is None:
+        raise TaskNotFoundError
+    if status.equipment_id != serial or status.code == 404:
+        raise EquipmentNotFoundError
+    if status.code is None:
+        return web.Response(body=RUNNING, content_type="application/json", headers={"Retry-After": RETRY_AFTER_SECONDS})
+    if status.code != 200:
+        return json_error(ApiError.code, ApiError().body())
+    return web.Response(body=COMPLETED, content_type="application/json")
+
+
+async def _stored(operation: Awaitable[T], task_id: UUID) -> T:
+    """Wait for storage no longer than the contract allows; the operation itself goes on."""
+    try:
+        async with asyncio.timeout(STORAGE_TIMEOUT_SECONDS):
+            return await operation
+    except REFUSED_ROW:
+        raise  # A bug: what the schemas let through, the table must take.
+    except (*STORAGE_ERRORS, BatcherFullError) as error:
+        reason = error.sqlstate if isinstance(error, asyncpg.PostgresError) else ""
+        log.warning("storage.unavailable", task_id=str(task_id), error=type(error).__name__, sqlstate=reason)
+        raise StorageUnavailableError from None

@@ -1,0 +1,152 @@
+"""The reconciler: what makes sure that every accepted task ends."""
+
+import asyncio
+import time
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import asyncpg
+import structlog
+
+from messaging.channel import Channel, Publication
+from messaging.messages import Outcome, OutcomeKind
+from messaging.session import Session
+from messaging.settings import BrokerSettings
+from service_b import metrics
+from service_b.database import STORAGE_ERRORS, DatabaseSettings, connect
+from service_b.tasks import Attempt, TaskTable
+
+log = structlog.stdlib.get_logger(__name__)
+
+TICK_SECONDS = 1.0
+LOCK_TICK_SECONDS = 5.0
+BATCH = 1000
+OBSERVATIONS = 4096
+"""One a tick: longer than the longest time limit."""
+LOCK_KEY = 7776
+
+
+@dataclass(slots=True)
+class Watermark:
+    """From when on which messages of `to_configure` are known to have been taken.
+
+    The queue is first in, first out: everything dispatched before a moment has been taken once the queue has been
+    seen empty after it, or once a later attempt has been answered. Observations are kept in order of both times.
+    """
+
+    observed: deque[tuple[float, datetime]] = field(default_factory=lambda: deque(maxlen=OBSERVATIONS))
+    canaries: deque[Attempt] = field(default_factory=deque)
+    """Attempts whose answer will show that everything dispatched before them has been taken."""
+
+    def observe(self, taken_before: datetime) -> None:
+        """Note that everything dispatched before this moment has been taken by now."""
+        if not self.observed or taken_before > self.observed[-1][1]:
+            self.observed.append((time.monotonic(), taken_before))
+
+    def known_taken_at(self, dispatched_at: datetime) -> float | None:
+        """Tell since when (monotonic seconds) a message dispatched then is known to have been taken."""
+        position = bisect_right(self.observed, dispatched_at, key=lambda observation: observation[1])
+        return self.observed[position][0] if position < len(self.observed) else None
+
+
+class Reconciler:
+    """Ends tasks past their deadline, reports attempts whose outcome is overdue, promotes stranded tasks.
+
+    One at a time over all processes: whoever holds an advisory lock on a connection of its own.
+    """
+
+    def __init__(self, session: Session, tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings) -> None:
+        self._session = session
+        self._tasks = tasks
+        self._broker = broker
+        self._database = database
+        self._stranded_after = ""
+
+    async def run(self) -> None:
+        """Reconcile whenever it is this process's turn, until cancelled."""
+        while True:
+            try:
+                await self._hold_lock()
+            except STORAGE_ERRORS as error:
+                log.warning("reconciler.storage_unavailable", error=repr(error), retry_in=LOCK_TICK_SECONDS)
+            except Exception:
+                log.exception("reconciler.bug", retry_in=LOCK_TICK_SECONDS)
+            await asyncio.sleep(LOCK_TICK_SECONDS)
+
+    async def _hold_lock(self) -> None:
+        connection: asyncpg.Connection = await connect(self._database)
+        try:
+            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
+                await asyncio.sleep(LOCK_TICK_SECONDS)
+            log.info("reconciler.leading")
+            channel, watermark = None, Watermark()
+            while not connection.is_closed():
+                await self._expire()
+                await self._promote_stranded()
+                current = self._session.current
+                if current is not channel:
+                    # What the last channel saw is void: outcomes that wait for the broker must get time to arrive.
+                    channel, watermark = current, Watermark()
+                if channel:
+                    await self._report_overdue(channel, watermark)
+                await asyncio.sleep(TICK_SECONDS)
+        finally:
+            connection.terminate()
+
+    async def _expire(self) -> None:
+        while expired := await self._tasks.expire(BATCH):
+            metrics.EXPIRED.inc(len(expired))
+            metrics.FINISHED.labels(500).inc(len(expired))
+            for task_id in expired:
+                log.warning("task.expired", task_id=str(task_id))
+
+    async def _promote_stranded(self) -> None:
+        try:
+            self._stranded_after, promoted = await self._tasks.promote_stranded(self._stranded_after, BATCH)
+        except asyncpg.UniqueViolationError:
+            return  # An insert was quicker: the device has an active task again.
+        if promoted:
+            metrics.STRANDED.inc(promoted)
+            log.warning("reconciler.stranded", tasks=promoted)
+
+    async def _report_overdue(self, channel: Channel, watermark: Watermark) -> None:
+        """Report attempts as unknown whose message was taken, and whose call's time limit has passed after that."""
+        lateness = self._broker.lateness_seconds
+        await self._look_at_queue(channel, watermark)
+        if not watermark.observed:
+            return
+        taken_before = watermark.observed[-1][1]
+        for attempt in await self._tasks.without_outcome(taken_before, lateness, BATCH):
+            taken_at = watermark.known_taken_at(attempt.dispatched_at)
+            if taken_at is None or time.monotonic() < taken_at + attempt.time_limit_seconds + lateness:
+                continue
+            outcome = Outcome(
+                task_id=attempt.id, attempt=attempt.attempt, kind=OutcomeKind.UNKNOWN, reason="no outcome in time"
+            )
+            publication = await channel.publish(
+                self._broker.configured_key, outcome.encode(), message_id=f"{outcome.message_id}:overdue"
+            )
+            if publication is not Publication.CONFIRMED:
+                return
+            metrics.OVERDUE.inc()
+            log.warning("task.overdue", task_id=str(attempt.id), attempt=attempt.attempt)
+
+    async def _look_at_queue(self, channel: Channel, watermark: Watermark) -> None:
+        """Observe what must have been taken. A dispatch may reach the queue late, by `lateness` at most."""
+        lateness = timedelta(seconds=self._broker.lateness_seconds)
+        newest = await self._tasks.newest_dispatched()
+        if newest is None:
+            watermark.canaries.clear()
+            return
+        if not watermark.canaries or newest.dispatched_at > watermark.canaries[-1].dispatched_at + lateness:
+            watermark.canaries.append(newest)
+        answered = await self._tasks.answered(watermark.canaries)
+        if answered:
+            while watermark.canaries and watermark.canaries[0].dispatched_at <= answered:
+                watermark.canaries.popleft()
+            watermark.observe(answered - lateness)
+        before = await self._tasks.now()
+        if await channel.ready_messages(self._broker.to_configure_queue) == 0:
+            watermark.observe(before - lateness)

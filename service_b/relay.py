@@ -1,0 +1,102 @@
+"""The relay: from the task table to the broker (transactional outbox)."""
+
+import asyncio
+import json
+import time
+
+import structlog
+
+from messaging.channel import Channel, Publication
+from messaging.messages import ConfigureTask
+from messaging.session import Session
+from messaging.settings import BrokerSettings
+from service_b import metrics
+from service_b.database import STORAGE_ERRORS
+from service_b.tasks import Dispatch, TaskTable
+
+log = structlog.stdlib.get_logger(__name__)
+
+BATCH = 500
+POLL_SECONDS = 1.0
+"""Retries become due by the clock, and other processes' inserts are heard of only when theirs is away."""
+PAUSE_SECONDS = 1.0
+
+
+class Relay:
+    """Claims due tasks and publishes each attempt at most once.
+
+    A claim is committed before its publish, so a process that dies in between leaves a dispatched task without a
+    message, which the reconciler finds. What certainly did not reach the broker is made due again here.
+    """
+
+    def __init__(self, session: Session, tasks: TaskTable, settings: BrokerSettings, wake: asyncio.Event) -> None:
+        self._session = session
+        self._tasks = tasks
+        self._settings = settings
+        self._wake = wake
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Relay until stopped, over one channel after the other."""
+        async for channel in self._session:
+            channel.lost.add_done_callback(lambda _: self._wake.set())
+            while not channel.lost.done() and not self._stopping:
+                try:
+                    await self._relay(channel)
+                except STORAGE_ERRORS as error:
+                    log.warning("relay.storage_unavailable", error=repr(error), retry_in=PAUSE_SECONDS)
+                    await asyncio.sleep(PAUSE_SECONDS)
+                except Exception:
+                    log.exception("relay.bug", retry_in=PAUSE_SECONDS)
+                    await asyncio.sleep(PAUSE_SECONDS)
+            if self._stopping:
+                return
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` returns when what is claimed has been published."""
+        self._stopping = True
+        self._wake.set()
+
+    async def _relay(self, channel: Channel) -> None:
+        self._wake.clear()
+        await channel.unblocked()
+        if channel.lost.done():
+            return
+        claimed_at = time.monotonic()
+        dispatches = await self._tasks.claim(BATCH)
+        if dispatches:
+            await self._dispatch(channel, dispatches, claimed_at)
+            return
+        try:
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _dispatch(self, channel: Channel, dispatches: list[Dispatch], claimed_at: float) -> None:
+        if time.monotonic() - claimed_at > self._settings.heartbeat_seconds:
+            # This process stood still. The reconciler counts on a claim being published soon or never.
+            channel.lose("a claim was held for too long")
+        publications = await asyncio.gather(*(self._publish(channel, dispatch) for dispatch in dispatches))
+        unsent = []
+        for dispatch, publication in zip(dispatches, publications, strict=True):
+            metrics.DISPATCHED.labels(publication.name.lower()).inc()
+            if publication is Publication.REFUSED:
+                unsent.append((dispatch.id, dispatch.attempt))
+            elif publication is Publication.UNCERTAIN:
+                log.warning("relay.uncertain", task_id=str(dispatch.id), attempt=dispatch.attempt)
+        if unsent:
+            await self._tasks.make_due_again(unsent)
+            log.warning("relay.unsent", tasks=len(unsent), retry_in=PAUSE_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _publish(self, channel: Channel, dispatch: Dispatch) -> Publication:
+        message = ConfigureTask(
+            task_id=dispatch.id,
+            attempt=dispatch.attempt,
+            equipment_id=dispatch.equipment_id,
+            timeout_in_seconds=dispatch.timeout_seconds,
+            time_limit_seconds=dispatch.time_limit_seconds,
+            parameters=json.loads(dispatch.parameters),
+        )
+        return await channel.publish(self._settings.to_configure_key, message.encode(), message_id=message.message_id)

@@ -1,0 +1,51 @@
+"""The results process: outcomes to the database, health and metrics to its watchers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from messaging.session import Session
+from service_b.database import create_pool
+from service_b.results.recorder import Recorder
+from service_b.results.settings import Settings
+from service_b.tasks import TaskTable
+from telemetry.health import add_health_routes
+
+STOP_SECONDS = 30.0
+
+SETTINGS = web.AppKey("SETTINGS", Settings)
+SESSION = web.AppKey("SESSION", Session)
+TASKS = web.AppKey("TASKS", TaskTable)
+
+
+def create_app(settings: Settings) -> web.Application:
+    """Wire the results process."""
+    app = web.Application()
+    app[SETTINGS] = settings
+    app.cleanup_ctx.append(_recorder)
+
+    async def storage() -> str | None:
+        return await app[TASKS].missing()
+
+    async def broker() -> str | None:
+        return app[SESSION].missing
+
+    add_health_routes(app, storage, broker)
+    return app
+
+
+async def _recorder(app: web.Application) -> AsyncIterator[None]:
+    """Record until the process stops; what was taken by then is recorded and acknowledged."""
+    settings = app[SETTINGS]
+    async with create_pool(settings) as pool, Session(settings, "service_b.results") as session:
+        app[SESSION] = session
+        app[TASKS] = TaskTable(pool)
+        recorder = Recorder(session, app[TASKS], settings)
+        recording = asyncio.create_task(recorder.run())
+        yield
+        recorder.stop()
+        await asyncio.wait({recording}, timeout=STOP_SECONDS)
+        recording.cancel()
+        await asyncio.gather(recording, return_exceptions=True)
+        pool.terminate()

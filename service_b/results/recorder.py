@@ -1,0 +1,137 @@
+"""From the queue `configured` to the task table."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from uuid import UUID
+
+import structlog
+
+from messaging.channel import Channel, Delivery
+from messaging.messages import DecodeError, Outcome
+from messaging.metrics import BATCH_SIZE
+from messaging.session import Session
+from service_b import metrics
+from service_b.database import REFUSED_ROW, STORAGE_ERRORS
+from service_b.results.decision import decide
+from service_b.results.settings import Settings
+from service_b.tasks import Change, TaskTable
+
+log = structlog.stdlib.get_logger(__name__)
+
+BATCH = 500
+PREFETCH = 2 * BATCH
+PAUSE_SECONDS = 1.0
+
+Deliveries = asyncio.Queue[Delivery | None]
+"""None: no delivery comes after it, the channel is lost or the process stops."""
+
+
+class Recorder:
+    """Takes all outcomes that have gathered, writes them down in one statement, and acknowledges after the commit."""
+
+    def __init__(self, session: Session, tasks: TaskTable, settings: Settings) -> None:
+        self._session = session
+        self._tasks = tasks
+        self._settings = settings
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Record until stopped, over one channel after the other."""
+        async for channel in self._session:
+            deliveries: Deliveries = asyncio.Queue()
+            channel.lost.add_done_callback(lambda _, ended=deliveries: ended.put_nowait(None))  # type: ignore[misc]
+            consumer = await channel.consume(self._settings.configured_queue, PREFETCH, deliveries.put_nowait)
+            stopping = asyncio.create_task(self._stop(channel, consumer, deliveries))
+            try:
+                await self._record_all(channel, deliveries)
+            except Exception:
+                log.exception("recorder.bug")  # The channel is closed, and its messages come again.
+            finally:
+                stopping.cancel()
+            if self._stopping.is_set():
+                return
+
+    def stop(self) -> None:
+        """Take no more; `run` returns when what was taken is recorded."""
+        self._stopping.set()
+
+    async def _stop(self, channel: Channel, consumer: str, deliveries: Deliveries) -> None:
+        await self._stopping.wait()
+        await channel.cancel(consumer)
+        deliveries.put_nowait(None)
+
+    async def _record_all(self, channel: Channel, deliveries: Deliveries) -> None:
+        while first := await deliveries.get():
+            batch = [first]
+            while len(batch) < BATCH and not deliveries.empty():
+                following = deliveries.get_nowait()
+                if following is None:
+                    deliveries.put_nowait(None)
+                    break
+                batch.append(following)
+            if channel.lost.done():
+                return
+            await self._record(channel, batch)
+
+    async def _record(self, channel: Channel, batch: Sequence[Delivery]) -> None:
+        """Record a batch, however often the storage has to be asked; dead-letter what cannot be read or stored."""
+        BATCH_SIZE.labels("outcome").observe(len(batch))
+        changes: dict[tuple[UUID, int], tuple[Change, str, Delivery]] = {}
+        for delivery in batch:
+            try:
+                outcome = Outcome.decode(delivery.body)
+            except DecodeError as error:
+                await channel.dead_letter(self._settings.configured_queue, delivery, error.reason)
+                continue
+            change = decide(outcome, self._settings)
+            key = (outcome.task_id, outcome.attempt)
+            if key in changes and change.code is None:
+                metrics.OUTCOMES.labels("ignored").inc()
+                continue
+            changes[key] = (change, outcome.kind.value, delivery)
+        while changes and not channel.lost.done():
+            try:
+                await self._apply(channel, list(changes.values()))
+                break
+            except STORAGE_ERRORS as error:
+                log.warning("recorder.storage_unavailable", error=repr(error), retry_in=PAUSE_SECONDS)
+            except Exception:
+                log.exception("recorder.bug", outcomes=len(changes), retry_in=PAUSE_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
+        await batch[-1].ack(multiple=True)
+
+    async def _apply(self, channel: Channel, changes: Sequence[tuple[Change, str, Delivery]]) -> None:
+        try:
+            accepted = await self._tasks.apply(
+                [change for change, _, _ in changes], max_attempts=self._settings.max_attempts
+            )
+        except REFUSED_ROW as error:
+            if len(changes) == 1:
+                change, _, delivery = changes[0]
+                log.error("recorder.refused", task_id=str(change.id), attempt=change.attempt, error=repr(error))
+                await channel.dead_letter(self._settings.configured_queue, delivery, f"refused: {type(error).__name__}")
+                return
+            half = len(changes) // 2
+            await self._apply(channel, changes[:half])
+            await self._apply(channel, changes[half:])
+            return
+        for change, kind, _ in changes:
+            if change.id not in accepted:
+                metrics.OUTCOMES.labels("ignored").inc()
+                log.info("outcome.ignored", task_id=str(change.id), attempt=change.attempt, kind=kind)
+                continue
+            metrics.OUTCOMES.labels(kind).inc()
+            if change.code is not None:
+                metrics.FINISHED.labels(change.code).inc()
+                metrics.TASK_SECONDS.observe(time.time() - accepted[change.id].timestamp())
+            if change.code != 200:
+                log.info(
+                    "task.not_configured",
+                    task_id=str(change.id),
+                    attempt=change.attempt,
+                    outcome=kind,
+                    reason=change.reason,
+                    final=change.code is not None,
+                    retry_in=round(max(change.hold_seconds, change.backoff_seconds), 1),
+                )

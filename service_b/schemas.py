@@ -1,0 +1,107 @@
+"""What a client may send, checked strictly and kept as it came."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service_b.errors import BadRequestError, EquipmentNotFoundError, InvalidBodyError
+
+SERIAL = re.compile(r"[a-zA-Z0-9]{6,128}", re.ASCII)
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+class Parameters(BaseModel):
+    """What service A is to set on the device. Unknown keys are passed through."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    username: Annotated[str, Field(min_length=1)]
+    password: str
+    vlan: Annotated[int, Field(ge=1, le=4094)] | None = None
+    interfaces: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1024)]
+
+
+class Body(BaseModel):
+    """The body of a POST. Unknown keys are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    timeout_seconds: Annotated[int, Field(alias="timeoutInSeconds", ge=1, le=3600)]
+    parameters: Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigureRequest:
+    """A good request. `parameters` is JSON text: what the client sent, without a null `vlan`."""
+
+    timeout_seconds: int
+    parameters: str = field(repr=False)
+
+
+def parse_serial(text: str) -> str:
+    """Check the id of a device; anything else is a device that nobody knows."""
+    if not SERIAL.fullmatch(text):
+        raise EquipmentNotFoundError
+    return text
+
+
+def parse_request(raw: bytes) -> ConfigureRequest:
+    """Check a body: 400 when it is not JSON, 422 with the list of faults when it is not what we take."""
+    try:
+        value = json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise BadRequestError("The body must be JSON in UTF-8") from None
+    # The original task's text writes the parameters with brackets around them.
+    if isinstance(value, dict) and isinstance(listed := value.get("parameters"), list) and len(listed) == 1:
+        value["parameters"] = listed[0]
+    faults = _faults(value)
+    if b"\\u" in raw and isinstance(value, dict):  # The only way in for a NUL or half a surrogate pair.
+        faults += [
+            {"loc": loc, "msg": "String should hold no NUL and no lone surrogate"}
+            for loc in _unstorable(value.get("parameters"), ["parameters"])
+        ]
+    if faults:
+        raise InvalidBodyError(faults)
+    parameters: dict[str, Any] = value["parameters"]
+    if parameters.get("vlan", 0) is None:
+        del parameters["vlan"]
+    try:
+        text = json.dumps(parameters, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # 1e999
+        raise BadRequestError("The body must be JSON without infinite numbers") from None
+    return ConfigureRequest(value["timeoutInSeconds"], text)
+
+
+def _faults(value: Any) -> list[dict[str, Any]]:
+    try:
+        Body.model_validate(value)
+    except ValidationError as error:
+        return [
+            {"loc": list(fault["loc"]), "msg": fault["msg"]}
+            for fault in error.errors(include_input=False, include_context=False, include_url=False)
+        ]
+    return []
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _unstorable(value: Any, loc: list[str | int]) -> Iterator[list[str | int]]:
+    """Find strings that PostgreSQL or UTF-8 cannot hold. Names unknown to us are not part of a location: no echo."""
+    match value:
+        case str():
+            if UNSTORABLE.search(value):
+                yield loc
+        case dict():
+            for key, item in value.items():
+                if UNSTORABLE.search(key):
+                    yield loc
+                yield from _unstorable(item, [*loc, key] if key in Parameters.model_fields else loc)
+        case list():
+            for position, item in enumerate(value):
+                yield from _unstorable(item, [*loc, position])

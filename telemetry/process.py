@@ -1,0 +1,21 @@
+"""What each process does before its event loop starts."""
+
+import resource
+from typing import TypeVar
+
+from telemetry.logs import configure_logs
+from telemetry.settings import LogSettings, read_settings
+
+S = TypeVar("S", bound=LogSettings)
+
+
+def prepare(settings_class: type[S]) -> S:
+    """Read the settings, configure the logs, and allow as many descriptors as the system lets this process have.
+
+    Every call in flight and every client is a descriptor, and the usual soft limit of 1,024 is soon reached.
+    """
+    settings = read_settings(settings_class)
+    configure_logs(settings)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return settings
