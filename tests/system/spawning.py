@@ -1,0 +1,119 @@
+"""Starting and ending child processes so that none outlives the program that started it."""
+
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = ROOT / ".local"
+
+PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None)
+# The kernel takes the end of the *thread* that forked for the parent's death, so one thread that lives as long as
+# the program starts every child, whichever thread asks for it.
+_spawner = ThreadPoolExecutor(1, "spawner")
+_given_ports: set[int] = set()
+
+
+def spawn(
+    arguments: Sequence[str | Path],
+    environment: Mapping[str, str],
+    log_file: Path,
+    *,
+    folder: Path = ROOT,
+    death_signal: signal.Signals = signal.SIGKILL,
+    user: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own, so that Ctrl-C reaches only us; it gets `death_signal` if we die."""
+
+    def tie_to_parent() -> None:
+        _libc.prctl(PR_SET_PDEATHSIG, int(death_signal))
+
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as log:
+        return _spawner.submit(
+            subprocess.Popen,
+            [str(argument) for argument in arguments],
+            env=dict(environment),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=tie_to_parent,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+        ).result()
+
+
+def base_environment() -> dict[str, str]:
+    """What a child needs of our environment; the developer's own settings must not reach a private system."""
+    wanted = ("PATH", "LANG", "LC_ALL", "TMPDIR", "HOME", "TZ")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in wanted or name.startswith(("COVERAGE_", "PYTHON", "LD_LIBRARY_PATH"))
+    }
+
+
+def free_port() -> int:
+    """A free loopback port, below the range that outgoing connections are given, so that a restart finds it free."""
+    for _ in range(1000):
+        port = random.randrange(15000, 32000)
+        if port not in _given_ports and is_port_free(port):
+            _given_ports.add(port)
+            return port
+    raise RuntimeError("no free port between 15000 and 32000")
+
+
+def is_port_free(port: int) -> bool:
+    """Whether a server could listen on the port now; connections that linger from before do not matter."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def wait_until(
+    condition: Callable[[], bool], what: str, *, timeout: float, process: subprocess.Popen[bytes], log_file: Path
+) -> None:
+    """Poll until the condition holds; if the process ends before or `timeout` seconds pass, raise with its last log."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if process.poll() is not None:
+            raise RuntimeError(f"{what}: ended with code {process.returncode}\n{last_lines(log_file)}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not ready after {timeout:g} s\n{last_lines(log_file)}")
+        time.sleep(0.02)
+
+
+def end(process: subprocess.Popen[bytes], signal_number: signal.Signals, *, timeout: float) -> int:
+    """Ask a process to end and wait for its exit code; kill it after the time-out (seconds)."""
+    with suppress(ProcessLookupError):
+        process.send_signal(signal_number)
+        process.send_signal(signal.SIGCONT)
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def last_lines(log_file: Path, count: int = 25) -> str:
+    """The end of a log, for an error message."""
+    if not log_file.exists():
+        return "(no log)"
+    return "\n".join(log_file.read_text(errors="replace").splitlines()[-count:])
