@@ -1,0 +1,49 @@
+# What a person does with this project. `make help` lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+python := .venv/bin/python
+bootstrap := tests/system/bootstrap.sh
+export COVERAGE_FILE := $(CURDIR)/.local/coverage/data
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: system-venv rabbitmq ## Show the whole system at work, from nothing: a sample of devices and their final statuses
+	@$(python) -m tests.system demo
+
+.PHONY: test
+test: lint rabbitmq ## Run lint, types and every test on real servers, with coverage
+	$(python) -m coverage erase
+	$(python) -m coverage run -m pytest $(PYTEST_ARGS)
+	$(python) -m coverage combine --quiet
+	$(python) -m coverage report
+
+.PHONY: up
+up: system-venv $(if $(AMQP_URL),,rabbitmq) ## Keep the system running in the background (AMQP_URL, DATABASE_URL: on your servers)
+	@$(python) -m tests.system up
+
+.PHONY: down
+down: system-venv ## Stop what `make up` has started; its data stays
+	@$(python) -m tests.system down
+
+.PHONY: logs
+logs: system-venv ## Follow the logs of `make up`
+	@$(python) -m tests.system logs
+
+.PHONY: lint
+lint: test-venv ## Run every static check
+	@.ci/lint
+
+.PHONY: lock
+lock: test-venv ## Pin the dependencies of pyproject.toml anew
+	@.ci/lock
+
+.PHONY: system-venv test-venv rabbitmq
+system-venv:
+	@$(bootstrap) venv requirements.txt tests/system/requirements.txt
+test-venv:
+	@$(bootstrap) venv requirements.txt tests/system/requirements.txt tests/requirements.txt
+rabbitmq:
+	@$(bootstrap) rabbitmq
