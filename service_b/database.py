@@ -3,7 +3,7 @@
 from typing import Any
 
 import asyncpg
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -21,13 +21,20 @@ class DatabaseSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
-    database_url: SecretStr | None = Field(None, pattern="^postgres(ql)?://")
+    database_url: SecretStr | None = None
     postgres_user: str = "admin"
     postgres_password: SecretStr = SecretStr("admin")
     postgres_host: str = "localhost"
     postgres_port: int = Field(5432, ge=1, le=65535)
     postgres_db: str = "test"
     pool_size: int = Field(10, ge=1, le=1000)
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must be postgresql://user:password@host:port/database")
+        return value
 
 
 def _arguments(settings: DatabaseSettings) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class StorageUnavailableError(ApiError):
 
 def json_error(code: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> web.Response:
     """Make the answer to a failed request."""
-    return web.Response(status=code, body=json.dumps(body).encode(), content_type="application/json", headers=headers)
+    text = json.dumps(body, separators=(",", ":"))
+    return web.Response(status=code, body=text.encode(), content_type="application/json", headers=headers)
 
 
 @web.middleware

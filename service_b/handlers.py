@@ -35,8 +35,8 @@ STORAGE_TIMEOUT_SECONDS = 4.0
 
 CANONICAL_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
-RUNNING = b'{"code": 204, "message": "Task is still running"}'
-COMPLETED = b'{"code": 200, "message": "Completed"}'
+RUNNING = b'{"code":204,"message":"Task is still running"}'
+COMPLETED = b'{"code":200,"message":"Completed"}'
 
 
 APP_NAME = web.AppKey("APP_NAME", str)
@@ -69,7 +69,7 @@ async def create_task(request: web.Request) -> web.Response:
     metrics.ACCEPTED.inc()
     request.app[WAKE].set()
     return web.Response(
-        body=b'{"code": 200, "taskId": "%s"}' % str(task_id).encode(),
+        body=b'{"code":200,"taskId":"%s"}' % str(task_id).encode(),
         content_type="application/json",
         headers={"Location": f"/api/v1/equipment/cpe/{serial}/task/{task_id}"},
     )

@@ -1,0 +1,165 @@
+"""Real servers for every test: started once, a migrated database and queues of its own for each test.
+
+`AMQP_URL` and `DATABASE_URL`, where set, name servers to be used instead of private ones.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import aiormq
+import asyncpg
+import pytest
+from pydantic import SecretStr
+from yarl import URL
+
+from messaging.settings import BrokerSettings
+from messaging.topology import dead_letter_queue
+from service_b.database import DatabaseSettings
+from tests.fake_a import FakeA
+from tests.system.migrate import migrate
+from tests.system.postgres import PostgreSQL
+from tests.system.rabbitmq import RabbitMQ
+
+DEADLINE_SECONDS = 90.0
+"""How long `eventually` waits: a limit for a broken system, never a measure of a working one."""
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[object]] | Callable[[], object], timeout: float = DEADLINE_SECONDS
+) -> None:
+    """Poll until the condition holds; fail with its last value after `timeout` seconds."""
+    until = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return
+        assert time.monotonic() < until, f"still {value!r} after {timeout} s"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def amqp_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker for the whole run."""
+    if url := os.environ.get("AMQP_URL"):
+        yield url
+        return
+    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq")) as node:
+        yield node.url
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A database server for the whole run: the URL of a database from which others can be made."""
+    if url := os.environ.get("DATABASE_URL"):
+        yield url
+        return
+    server = PostgreSQL(tmp_path_factory.mktemp("postgres"), durable=False)
+    try:
+        with server:
+            yield server.dsn("postgres")
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def template(postgres_url: str) -> Iterator[str]:
+    """The name of a migrated database, to be copied for each test."""
+    name = f"template_{uuid4().hex}"
+    migrate(_database(postgres_url, name))
+    yield name
+    asyncio.run(_execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+async def database_url(postgres_url: str, template: str) -> AsyncIterator[str]:
+    """A migrated database of the test's own."""
+    name = f"test_{uuid4().hex}"
+    await _execute(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _database(postgres_url, name)
+    await _execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _database(url: str, name: str) -> str:
+    return str(URL(url).with_path(f"/{name}"))
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def database(database_url: str) -> DatabaseSettings:
+    """Settings for the test's database."""
+    return DatabaseSettings(database_url=SecretStr(database_url), pool_size=5)
+
+
+@pytest.fixture
+async def sql(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to look at the tables with."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def broker(amqp_url: str) -> AsyncIterator[BrokerSettings]:
+    """Settings for an exchange and queues of the test's own, with short heartbeats; removed at the end."""
+    unique = uuid4().hex[:12]
+    settings = BrokerSettings(
+        amqp_url=SecretStr(str(URL(amqp_url).update_query(heartbeat=2))),
+        exchange=f"exchange_{unique}",
+        to_configure_queue=f"to_configure_{unique}",
+        configured_queue=f"configured_{unique}",
+    )
+    yield settings
+    connection = await aiormq.connect(settings.nodes[0])
+    channel = await connection.channel()
+    for queue in (settings.to_configure_queue, settings.configured_queue):
+        await channel.queue_delete(queue)
+        await channel.queue_delete(dead_letter_queue(queue))
+    await channel.exchange_delete(settings.exchange)
+    await connection.close()
+
+
+@pytest.fixture
+async def amqp(broker: BrokerSettings) -> AsyncIterator[aiormq.abc.AbstractChannel]:
+    """A channel to look into the queues with, and to put things into them."""
+    connection = await aiormq.connect(broker.nodes[0])
+    yield await connection.channel()
+    await connection.close()
+
+
+@pytest.fixture
+async def fake_a() -> AsyncIterator[FakeA]:
+    """A service A that answers at once until it is told otherwise."""
+    async with FakeA() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def own_rabbitmq(tmp_path: Path) -> AsyncIterator[RabbitMQ]:
+    """A broker that the test may stop, kill and restart."""
+    with RabbitMQ(tmp_path / "rabbitmq") as node:
+        yield node
+
+
+@pytest.fixture
+async def own_postgres(tmp_path: Path) -> AsyncIterator[PostgreSQL]:
+    """A migrated database server that the test may stop, kill and restart."""
+    server = PostgreSQL(tmp_path / "postgres")
+    try:
+        with server:
+            migrate(server.dsn())
+            yield server
+    finally:
+        server.remove()

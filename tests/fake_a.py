@@ -1,0 +1,146 @@
+"""A service A for tests: a real HTTP server that records its calls and misbehaves on demand.
+
+Like the real one it goes on working on a device after its caller has gone.
+"""
+
+import asyncio
+import socket
+import struct
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Self
+
+from aiohttp import web
+
+
+@dataclass(eq=False)
+class Work:
+    """One call, as A saw it, in `time.monotonic()` seconds; `ended` is None while A works on the device."""
+
+    equipment_id: str
+    task_id: str
+    attempt: int
+    body: Any
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+
+Behaviour = Callable[["FakeA", web.Request], Awaitable[web.StreamResponse]]
+
+
+def answer(
+    status: int = 200, body: str | None = None, *, delay: float = 0, headers: Mapping[str, str] | None = None
+) -> Behaviour:
+    """Answer with A's own JSON, or with `body`, after `delay` seconds besides A's own."""
+
+    async def behave(fake: "FakeA", request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(fake.delay + delay)
+        text = f'{{"code":{status},"message":"as told"}}' if body is None else body
+        return web.Response(status=status, text=text, content_type="application/json", headers=headers)
+
+    return behave
+
+
+def reset() -> Behaviour:
+    """Reset the connection after the request has been read."""
+
+    async def behave(fake: "FakeA", request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(fake.delay)
+        transport = request.transport
+        assert transport is not None
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+        return web.Response()
+
+    return behave
+
+
+def silence(seconds: float = 3600) -> Behaviour:
+    """Work for so long, and answer only then."""
+    return answer(delay=seconds)
+
+
+class FakeA:
+    """The server, its ledger of calls, and what each device's next calls get.
+
+    `script[serial]` is used up call by call; then `default` answers. `delay`: how long A works on every call.
+    """
+
+    def __init__(self, delay: float = 0) -> None:
+        self.delay = delay
+        self.default = answer()
+        self.script: defaultdict[str, deque[Behaviour]] = defaultdict(deque)
+        self.ledger: list[Work] = []
+        self.port = 0
+        self._runner: web.AppRunner | None = None
+        self._working: set[asyncio.Task[web.StreamResponse]] = set()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Listen; after a stop, on the same port again."""
+        app = web.Application()
+        app.router.add_post("/api/v1/equipment/cpe/{id}", self._configure)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096, reuse_address=True)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Refuse connections and break those that are open; the work on the devices goes on."""
+        if self._runner:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+        for task in self._working:
+            task.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
+
+    def calls(self, equipment_id: str) -> list[Work]:
+        """Tell the calls for one device, in order."""
+        return [work for work in self.ledger if work.equipment_id == equipment_id]
+
+    def overlapping(self) -> list[tuple[Work, Work]]:
+        """List calls for one device of which the second began before the first had ended."""
+        devices = defaultdict(list)
+        for work in self.ledger:
+            devices[work.equipment_id].append(work)
+        return [
+            (first, second)
+            for works in devices.values()
+            for first, second in pairwise(sorted(works, key=lambda work: work.started))
+            if first.ended is None or second.started < first.ended
+        ]
+
+    async def _configure(self, request: web.Request) -> web.StreamResponse:
+        work = Work(
+            request.match_info["id"],
+            request.headers["Idempotency-Key"],
+            int(request.headers["X-Attempt"]),
+            await request.json(),
+        )
+        self.ledger.append(work)
+        script = self.script[work.equipment_id]
+        behave = script.popleft() if script else self.default
+        task = asyncio.ensure_future(behave(self, request))
+        self._working.add(task)
+        task.add_done_callback(lambda _: self._end(work, task))
+        return await asyncio.shield(task)
+
+    def _end(self, work: Work, task: "asyncio.Task[web.StreamResponse] | asyncio.Future[web.StreamResponse]") -> None:
+        work.ended = time.monotonic()
+        self._working.discard(task)
