@@ -81,8 +81,8 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
         )
         for started in system.processes:
             started.wait_until_ready()
+        stack.callback(tell, "stopping")
         yield system
-        tell("stopping")
 
 
 def taken_ports(ports: Mapping[str, int]) -> list[str]:

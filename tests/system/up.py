@@ -8,11 +8,12 @@ import sys
 import time
 from contextlib import suppress
 
-from tests.system.spawning import LOCAL, ROOT
+from tests.system.spawning import LOCAL, ROOT, last_lines
 from tests.system.system import Plan, System, running, taken_ports
 
 FOLDER = LOCAL / "up"
 PID_FILE = FOLDER / "pid"
+SUPERVISOR_LOG = FOLDER / "supervisor.log"
 RESTART_SECONDS = 1.0
 
 PORTS = {
@@ -39,13 +40,14 @@ def up() -> int:
         print(f"cannot start: {'; '.join(taken)}", file=sys.stderr)
         return 1
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "supervisor.log").open("wb") as log:
+    print("starting", flush=True)
+    with SUPERVISOR_LOG.open("wb") as log_file:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "tests.system", "supervise"],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=log_file,
             start_new_session=True,
         )
     assert supervisor.stdout
@@ -53,6 +55,8 @@ def up() -> int:
     for line in supervisor.stdout:
         print(line.decode(), end="", flush=True)
         ready = True
+    if not ready:
+        print(last_lines(SUPERVISOR_LOG), file=sys.stderr)
     return 0 if ready else 1
 
 
@@ -93,7 +97,7 @@ def down() -> int:
 
 def follow_logs() -> int:
     """Follow the logs of the four processes and the supervisor."""
-    files = sorted([*(FOLDER / "logs").glob("*.log"), *FOLDER.glob("supervisor.log")])
+    files = sorted([*(FOLDER / "logs").glob("*.log"), *FOLDER.glob(SUPERVISOR_LOG.name)])
     if not files:
         print("no logs yet (make up)")
         return 1
