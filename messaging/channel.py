@@ -73,18 +73,17 @@ class Channel:
             self.lost.set_result(reason)
 
     async def close(self) -> None:
-        """Close the connection, in good order if the other side still answers."""
+        """Close the connection; a channel in good order first, since acknowledgements not yet written go with it."""
+        healthy = not self.lost.done()
         self.lose("closed by us")
         self._watchdog.cancel()
         if self._declaring:
             self._declaring.cancel()
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
-                if not self._amqp.is_closed:
-                    await self._amqp.close()  # Closing the connection alone drops acknowledgements not yet written.
-                await self._connection.close(ConnectionError("closed by us"))
-        except (TimeoutError, OSError, AMQPError) as error:
-            log.debug("amqp.close_failed", error=repr(error))
+        for close in (self._amqp.close, self._connection.close) if healthy else (self._connection.close,):
+            try:
+                await close(ConnectionError("closed by us"), timeout=CLOSE_TIMEOUT_SECONDS)
+            except (TimeoutError, OSError, AMQPError) as error:
+                log.debug("amqp.close_failed", error=repr(error))
 
     async def unblocked(self) -> None:
         """Wait while the broker, short of memory or disk, does not accept publishes."""

@@ -99,7 +99,8 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
         ]
         yield
         relay.stop()
-        await asyncio.wait({relaying}, timeout=STOP_SECONDS)
+        if session.current:  # Without a channel nothing is under way.
+            await asyncio.wait({relaying}, timeout=STOP_SECONDS)
         for task in (relaying, *others):
             task.cancel()
         await asyncio.gather(relaying, *others, return_exceptions=True)

@@ -45,7 +45,8 @@ async def _recorder(app: web.Application) -> AsyncIterator[None]:
         recording = asyncio.create_task(recorder.run())
         yield
         recorder.stop()
-        await asyncio.wait({recording}, timeout=STOP_SECONDS)
+        if session.current:  # Without a channel nothing can be acknowledged.
+            await asyncio.wait({recording}, timeout=STOP_SECONDS)
         recording.cancel()
         await asyncio.gather(recording, return_exceptions=True)
         pool.terminate()
