@@ -157,10 +157,10 @@ class Consumers:
         body = outcome.encode()
         while True:
             channel = await self._session.channel()
-            await channel.unblocked()
             publication = await channel.publish(self._settings.configured_key, body, message_id=outcome.message_id)
             if publication is Publication.CONFIRMED:
                 break
+            await channel.unblocked()  # A broker short of memory or disk keeps every copy that it is sent.
             await asyncio.sleep(REPUBLISH_SECONDS)
         metrics.OUTCOMES.labels(outcome.kind.value).inc()
         while call.deliveries:

@@ -21,6 +21,8 @@ KEEPALIVE_SECONDS = 3.0
 """Shorter than any server's: a call sent into a connection that A is closing has an unknown outcome."""
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_REASON = 300
+MAX_RETRY_AFTER_SECONDS = 10.0**8
+"""What a message can carry; the results process waits no longer than its own setting says."""
 
 ANSWERS = {
     200: OutcomeKind.SUCCESS,
@@ -139,7 +141,13 @@ def classify(status: int, body: bytes) -> tuple[OutcomeKind, str]:
         answer = None
     if not isinstance(answer, dict) or type(answer.get("code")) is not int or answer["code"] != status:
         return OutcomeKind.UNKNOWN, f"not an answer of service A: HTTP {status}"
-    said = str(answer.get("message", "")).encode(errors="replace").decode().replace("\x00", "\ufffd")[:MAX_REASON]
+    message = answer.get("message")
+    said = (
+        (message if isinstance(message, str) else "")
+        .encode(errors="replace")
+        .decode()
+        .replace("\x00", "\ufffd")[:MAX_REASON]
+    )
     return ANSWERS.get(status, OutcomeKind.UNKNOWN), f"{status} {said}"
 
 
@@ -150,6 +158,7 @@ def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)

@@ -68,6 +68,9 @@ class Batcher(Generic[Item, Result]):
         self._size.observe(len(batch))
         try:
             results = await self._flush([item for item, _ in batch])
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
         except self._poison as error:
             if len(batch) == 1:
                 self._fail(batch, error)
@@ -77,10 +80,6 @@ class Batcher(Generic[Item, Result]):
             await self._settle(batch[half:])
         except Exception as error:  # noqa: BLE001 - not swallowed: every caller gets it.
             self._fail(batch, error)
-        else:
-            for (_, future), result in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
 
     def _fail(self, batch: Sequence[tuple[Item, asyncio.Future[Result]]], error: Exception) -> None:
         for _, future in batch:

@@ -59,6 +59,7 @@ class Channel:
         self._connection = connection
         self._amqp = amqp
         self._settings = settings
+        self._heartbeat = settings.heartbeat_seconds
         self._alive_at = time.monotonic()
         self._declaring: asyncio.Task[None] | None = None
         self._watchdog = asyncio.create_task(self._watch())
@@ -229,12 +230,12 @@ class Channel:
     async def _watch(self) -> None:
         """Notice that this process stood still (SIGSTOP, a suspended machine)."""
         while not self._stood_still():
-            await asyncio.sleep(self._settings.heartbeat_seconds / 4)
+            await asyncio.sleep(self._heartbeat / 4)
 
     def _stood_still(self) -> bool:
         """After a heartbeat's pause the broker may have given our deliveries to another process: do not begin them."""
         now = time.monotonic()
-        if now - self._alive_at > self._settings.heartbeat_seconds:
+        if now - self._alive_at > self._heartbeat:
             self.lose("the process stood still")
         self._alive_at = now
         return self.lost.done()

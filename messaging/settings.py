@@ -28,6 +28,15 @@ class BrokerSettings(BaseSettings):
     to_configure_key: Name = "to_configure_key"
     configured_key: Name = "configured_key"
 
+    @field_validator("rmq_host")
+    @classmethod
+    def _check_rmq_host(cls, value: str) -> str:
+        try:
+            URL.build(scheme="amqp", host=value)
+        except ValueError:
+            raise ValueError("not a host") from None
+        return value
+
     @field_validator("amqp_url")
     @classmethod
     def _check_amqp_url(cls, value: SecretStr | None) -> SecretStr | None:

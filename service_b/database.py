@@ -4,6 +4,7 @@ from typing import Any
 
 import asyncpg
 from pydantic import Field, SecretStr, field_validator
+from pydantic_core import MultiHostUrl
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -12,7 +13,13 @@ COMMAND_TIMEOUT_SECONDS = 10.0
 REFUSED_ROW = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """The database does not accept a value, whoever sends it and however often."""
 
-STORAGE_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+STORAGE_ERRORS = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # Among others: no host of the URL can be written to, as during a failover.
+)
 """The database is away, too slow, not migrated yet, full, or read-only: the same request may succeed later."""
 
 
@@ -32,8 +39,11 @@ class DatabaseSettings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
-            raise ValueError("must be postgresql://user:password@host:port/database")
+        try:
+            if value and MultiHostUrl(value.get_secret_value()).scheme not in ("postgresql", "postgres"):
+                raise ValueError
+        except ValueError:
+            raise ValueError("must be postgresql://user:password@host:port/database") from None
         return value
 
 
@@ -57,9 +67,13 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
     }
 
 
+async def _keep(connection: asyncpg.Connection) -> None:
+    """Reset nothing when a connection goes back to the pool: our statements leave nothing behind in a session."""
+
+
 def create_pool(settings: DatabaseSettings) -> asyncpg.Pool:
     """Make the pool. It connects when it is first used, so that a process may start before its database."""
-    return asyncpg.create_pool(min_size=0, max_size=settings.pool_size, **_arguments(settings))
+    return asyncpg.create_pool(min_size=0, max_size=settings.pool_size, reset=_keep, **_arguments(settings))
 
 
 async def connect(settings: DatabaseSettings) -> asyncpg.Connection:

@@ -98,8 +98,9 @@ async def _stored(operation: Awaitable[T], task_id: UUID) -> T:
     try:
         async with asyncio.timeout(STORAGE_TIMEOUT_SECONDS):
             return await operation
-    except REFUSED_ROW:
-        raise  # A bug: what the schemas let through, the table must take.
+    except REFUSED_ROW as error:  # A bug: what the schemas let through, the table must take. Its text quotes the row.
+        log.error("storage.refused", task_id=str(task_id), error=type(error).__name__)
+        raise ApiError from None
     except (*STORAGE_ERRORS, BatcherFullError) as error:
         reason = error.sqlstate if isinstance(error, asyncpg.PostgresError) else ""
         log.warning("storage.unavailable", task_id=str(task_id), error=type(error).__name__, sqlstate=reason)

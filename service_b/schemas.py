@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service_b.errors import BadRequestError, EquipmentNotFoundError, InvalidBodyError
 
 SERIAL = re.compile(r"[a-zA-Z0-9]{6,128}", re.ASCII)
+MAX_DEPTH = 100
+"""Deeper than any device's parameters; the reader of our messages takes no more than 200 levels."""
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -55,6 +57,8 @@ def parse_request(raw: bytes) -> ConfigureRequest:
         value = json.loads(raw.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise BadRequestError("The body must be JSON in UTF-8") from None
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise BadRequestError("The body must not be nested so deeply")
     # The original task's text writes the parameters with brackets around them.
     if isinstance(value, dict) and isinstance(listed := value.get("parameters"), list) and len(listed) == 1:
         value["parameters"] = listed[0]
@@ -85,6 +89,14 @@ def _faults(value: Any) -> list[dict[str, Any]]:
             for fault in error.errors(include_input=False, include_context=False, include_url=False)
         ]
     return []
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    return depth == 0 or any(
+        _is_deeper(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -162,19 +162,22 @@ class TaskTable:
         """Take back dispatches that certainly did not reach the broker."""
         await self._pool.execute(
             """
-            UPDATE task SET due_at = now()
-            FROM unnest($1::uuid[], $2::integer[]) AS unsent (id, attempt)
-            WHERE task.id = unsent.id AND task.attempt = unsent.attempt AND active AND due_at IS NULL
+            WITH locked AS (
+                SELECT task.id FROM task JOIN unnest($1::uuid[], $2::integer[]) AS unsent (id, attempt)
+                    ON task.id = unsent.id AND task.attempt = unsent.attempt
+                WHERE active AND due_at IS NULL ORDER BY equipment_id FOR UPDATE OF task
+            )
+            UPDATE task SET due_at = now() FROM locked WHERE task.id = locked.id
             """,
             [id_ for id_, _ in attempts],
             [attempt for _, attempt in attempts],
         )
 
-    async def apply(self, changes: Sequence[Change], *, max_attempts: int) -> dict[UUID, datetime]:
+    async def apply(self, changes: Sequence[Change], *, max_attempts: int) -> dict[tuple[UUID, int], datetime]:
         """Write down what came of attempts, and promote the next task of each device that is free now.
 
-        Returns when each task was accepted whose outcome counted. An outcome that is late (of an earlier attempt),
-        repeated (the task is finished, or due already) or of an unknown task changes nothing. A task whose attempts
+        Returns the attempts whose outcome counted, and when their tasks were accepted. An outcome that is late (of an
+        earlier attempt), repeated (the task is finished, or due already) or of an unknown task changes nothing. A task whose attempts
         are used up is not finished here: its deadline is drawn to the moment when service A has surely let go of the
         device, and the reconciler ends it then.
         """
@@ -205,7 +208,8 @@ class TaskTable:
                 FROM change, locked
                 WHERE task.id = change.id AND task.id = locked.id AND task.attempt = change.attempt
                   AND task.status = 'pending' AND (change.code IS NOT NULL OR task.due_at IS NULL)
-                RETURNING task.id, task.equipment_id, task.created_at, task.active, task.due_at <= now() AS due
+                RETURNING task.id, task.attempt, task.equipment_id, task.created_at, task.active,
+                    task.due_at <= now() AS due
                 """,
                 [change.id for change in changes],
                 [change.attempt for change in changes],
@@ -221,7 +225,7 @@ class TaskTable:
                 await _promote(connection, freed)
             if any(row["due"] for row in rows):
                 await connection.execute("SELECT pg_notify($1, '')", CHANNEL)
-        return {row["id"]: row["created_at"] for row in rows}
+        return {(row["id"], row["attempt"]): row["created_at"] for row in rows}
 
     async def expire(self, limit: int) -> list[UUID]:
         """End tasks whose deadline has passed and whose device service A is surely not working on for them."""
@@ -336,14 +340,14 @@ async def _promote(connection: Any, equipment_ids: Sequence[str]) -> int:
     """Make the next waiting task of each device due.
 
     A statement of its own, after the one that freed the devices: it must see what was committed while that one waited
-    for its locks.
+    for its locks. It locks what it has found: a waiting task that expires meanwhile gives way to the one behind it.
     """
     promoted: int = await connection.fetchval(
         """
         WITH next AS (
             SELECT (SELECT id FROM task
                     WHERE task.equipment_id = freed.equipment_id AND status = 'pending' AND NOT active
-                    ORDER BY seq LIMIT 1) AS id
+                    ORDER BY seq LIMIT 1 FOR UPDATE) AS id
             FROM unnest($1::text[]) AS freed (equipment_id)
         ), promoted AS (
             UPDATE task SET active = true, due_at = now() FROM next WHERE task.id = next.id RETURNING task.id

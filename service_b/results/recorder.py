@@ -21,6 +21,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 BATCH = 500
 PREFETCH = 2 * BATCH
+GATHER_SECONDS = 0.02
+"""How long a batch may wait for more; next to a call of a minute nobody notices."""
 PAUSE_SECONDS = 1.0
 
 Deliveries = asyncio.Queue[Delivery | None]
@@ -63,6 +65,8 @@ class Recorder:
 
     async def _record_all(self, channel: Channel, deliveries: Deliveries) -> None:
         while first := await deliveries.get():
+            if deliveries.qsize() < BATCH:
+                await asyncio.sleep(GATHER_SECONDS)
             batch = [first]
             while len(batch) < BATCH and not deliveries.empty():
                 following = deliveries.get_nowait()
@@ -117,14 +121,15 @@ class Recorder:
             await self._apply(channel, changes[half:])
             return
         for change, kind, _ in changes:
-            if change.id not in accepted:
+            accepted_at = accepted.get((change.id, change.attempt))
+            if accepted_at is None:
                 metrics.OUTCOMES.labels("ignored").inc()
                 log.info("outcome.ignored", task_id=str(change.id), attempt=change.attempt, kind=kind)
                 continue
             metrics.OUTCOMES.labels(kind).inc()
             if change.code is not None:
                 metrics.FINISHED.labels(change.code).inc()
-                metrics.TASK_SECONDS.observe(time.time() - accepted[change.id].timestamp())
+                metrics.TASK_SECONDS.observe(time.time() - accepted_at.timestamp())
             if change.code != 200:
                 log.info(
                     "task.not_configured",
