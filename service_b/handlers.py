@@ -48,8 +48,8 @@ WAKE = web.AppKey("WAKE", asyncio.Event)
 def add_routes(router: web.UrlDispatcher) -> None:
     """Serve the contract's routes."""
     router.add_get("/api/v1/", tell_name)
-    router.add_post("/api/v1/equipment/cpe/{id}", create_task)
-    router.add_get("/api/v1/equipment/cpe/{id}/task/{task}", tell_status)
+    router.add_post("/api/v1/equipment/cpe/{id:[^/]+}", create_task)
+    router.add_get("/api/v1/equipment/cpe/{id:[^/]+}/task/{task:[^/]+}", tell_status)
 
 
 async def tell_name(request: web.Request) -> web.Response:

@@ -177,9 +177,9 @@ class TaskTable:
         """Write down what came of attempts, and promote the next task of each device that is free now.
 
         Returns the attempts whose outcome counted, and when their tasks were accepted. An outcome that is late (of an
-        earlier attempt), repeated (the task is finished, or due already) or of an unknown task changes nothing. A task whose attempts
-        are used up is not finished here: its deadline is drawn to the moment when service A has surely let go of the
-        device, and the reconciler ends it then.
+        earlier attempt), repeated (the task is finished, or due already) or of an unknown task changes nothing. A task
+        whose attempts are used up is not finished here: its deadline is drawn to the moment when service A has surely
+        let go of the device, and the reconciler ends it then.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             rows = await connection.fetch(

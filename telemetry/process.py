@@ -19,7 +19,7 @@ def prepare(settings_class: type[S]) -> S:
     configure_logs(settings)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # What is loaded by now stays: the collector need not look at it again, nor at thousands of calls in flight so often.
+    # What is loaded by now stays, and thousands of calls in flight are no garbage: let the collector look less often.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

@@ -1,0 +1,373 @@
+"""The contract's section 3, row by row, on the real web application and a real database."""
+
+import asyncio
+import gzip
+import json
+import re
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient
+from aiohttp.web import Application, Request
+from pydantic import SecretStr
+from pytest_aiohttp.plugin import AiohttpClient
+from yarl import URL
+
+from messaging.settings import BrokerSettings
+from service_b import handlers
+from service_b.app import create_app
+from service_b.database import DatabaseSettings
+from service_b.settings import Settings
+from service_b.tasks import TaskTable
+from tests.conftest import eventually
+from tests.system.spawning import free_port
+
+Client = TestClient[Request, Application]
+
+PATH = "/api/v1/equipment/cpe"
+PARAMETERS = {"username": "admin", "password": "admin", "vlan": 534, "interfaces": [1, 2, 3, 4]}
+BODY = {"timeoutInSeconds": 14, "parameters": PARAMETERS}
+
+EQUIPMENT_NOT_FOUND = b'{"code":404,"message":"The requested equipment is not found"}'
+TASK_NOT_FOUND = b'{"code":404,"message":"The requested task is not found"}'
+PROVISIONING_EXCEPTION = b'{"code":500,"message":"Internal provisioning exception"}'
+
+
+def settings_for(database: DatabaseSettings, **others: Any) -> Settings:
+    """Settings of a web process whose broker is away, so that tasks stay where they are."""
+    return Settings(amqp_url=SecretStr(f"amqp://127.0.0.1:{free_port()}"), **database.model_dump(), **others)
+
+
+@pytest.fixture
+async def client(database: DatabaseSettings, aiohttp_client: AiohttpClient) -> Client:
+    return await aiohttp_client(create_app(settings_for(database)))
+
+
+@pytest.fixture
+async def task(client: Client) -> str:
+    """The path of a task that was just accepted."""
+    response = await client.post(f"{PATH}/ABC1234", json=BODY)
+    return response.headers["Location"]
+
+
+@pytest.fixture
+async def nothing_stored(sql: asyncpg.Connection) -> AsyncIterator[None]:
+    yield
+    assert await sql.fetchval("SELECT count(*) FROM task") == 0
+
+
+async def assert_answer(response: ClientResponse, status: int, body: bytes) -> None:
+    assert (response.status, await response.read()) == (status, body)
+    assert response.headers["Content-Type"].startswith("application/json")
+
+
+async def finish(sql: asyncpg.Connection, path: str, code: int) -> None:
+    status = "success" if code == 200 else "error"
+    await sql.execute(
+        "UPDATE task SET status = $1, code = $2, active = false, due_at = NULL, finished_at = now() WHERE id = $3",
+        status,
+        code,
+        UUID(path.rsplit("/", 1)[1]),
+    )
+
+
+# POST
+
+
+async def test_post_stores_the_task_and_answers_with_its_id_and_location(
+    client: Client, sql: asyncpg.Connection
+) -> None:
+    response = await client.post(f"{PATH}/ABC1234", json=BODY)
+    row = await sql.fetchrow("SELECT id, equipment_id, status, timeout_seconds, parameters FROM task")
+    assert row is not None
+    await assert_answer(response, 200, b'{"code":200,"taskId":"%s"}' % str(row["id"]).encode())
+    assert response.headers["Location"] == f"{PATH}/ABC1234/task/{row['id']}"
+    assert (row["equipment_id"], row["status"], row["timeout_seconds"]) == ("ABC1234", "pending", 14)
+    assert json.loads(row["parameters"]) == PARAMETERS
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ({**BODY, "parameters": [PARAMETERS]}, PARAMETERS),
+        ({**BODY, "priority": 1}, PARAMETERS),
+        (
+            {**BODY, "parameters": {**PARAMETERS, "ssid": {"a": [1.5, "ü", None]}}},
+            {**PARAMETERS, "ssid": {"a": [1.5, "ü", None]}},
+        ),
+        ({**BODY, "parameters": {**PARAMETERS, "vlan": None}}, {k: v for k, v in PARAMETERS.items() if k != "vlan"}),
+        ({**BODY, "parameters": {**PARAMETERS, "interfaces": []}}, {**PARAMETERS, "interfaces": []}),
+        ({**BODY, "parameters": {**PARAMETERS, "interfaces": [0] * 1024}}, {**PARAMETERS, "interfaces": [0] * 1024}),
+    ],
+    ids=["in brackets", "unknown top-level key", "unknown parameter", "null vlan", "no interfaces", "1024 interfaces"],
+)
+async def test_post_accepts_kindly(client: Client, sql: asyncpg.Connection, sent: object, stored: object) -> None:
+    response = await client.post(f"{PATH}/ABC1234", data=json.dumps(sent), headers={"Content-Type": "text/plain"})
+    assert response.status == 200
+    assert json.loads(await sql.fetchval("SELECT parameters FROM task")) == stored
+
+
+async def test_post_takes_the_last_of_duplicate_keys(client: Client, sql: asyncpg.Connection) -> None:
+    body = json.dumps(BODY).replace('"vlan": 534', '"vlan": 1, "vlan": 2')
+    assert (await client.post(f"{PATH}/ABC1234", data=body)).status == 200
+    assert json.loads(await sql.fetchval("SELECT parameters FROM task"))["vlan"] == 2
+
+
+async def test_post_accepts_a_body_of_64_kib(client: Client) -> None:
+    body = json.dumps(BODY).encode()
+    assert (await client.post(f"{PATH}/ABC1234", data=body + b" " * (65_536 - len(body)))).status == 200
+
+
+# GET
+
+
+async def test_get_of_an_unfinished_task(client: Client, task: str) -> None:
+    response = await client.get(task)
+    await assert_answer(response, 200, b'{"code":204,"message":"Task is still running"}')
+    assert int(response.headers["Retry-After"]) > 0
+
+
+async def test_get_of_a_configured_task(client: Client, task: str, sql: asyncpg.Connection) -> None:
+    await finish(sql, task, 200)
+    response = await client.get(task)
+    await assert_answer(response, 200, b'{"code":200,"message":"Completed"}')
+    assert "Retry-After" not in response.headers
+
+
+async def test_get_where_a_does_not_know_the_device(client: Client, task: str, sql: asyncpg.Connection) -> None:
+    await finish(sql, task, 404)
+    await assert_answer(await client.get(task), 404, EQUIPMENT_NOT_FOUND)
+
+
+async def test_get_of_a_failed_task(client: Client, task: str, sql: asyncpg.Connection) -> None:
+    await finish(sql, task, 500)
+    await assert_answer(await client.get(task), 500, PROVISIONING_EXCEPTION)
+
+
+@pytest.mark.parametrize("task_id", [str(uuid4()), "42", f"{{{uuid4()}}}", "urn:uuid:" + str(uuid4())])
+async def test_get_of_no_such_task(client: Client, task_id: str) -> None:
+    await assert_answer(await client.get(URL(f"{PATH}/ABC1234/task/").joinpath(task_id)), 404, TASK_NOT_FOUND)
+
+
+@pytest.mark.parametrize("serial", ["OTHER123", "short", "dash-ed1", "A" * 129])
+async def test_get_of_another_devices_task_or_no_serial(client: Client, task: str, serial: str) -> None:
+    await assert_answer(await client.get(task.replace("ABC1234", serial)), 404, EQUIPMENT_NOT_FOUND)
+
+
+async def test_get_takes_the_task_id_in_either_case(client: Client, task: str) -> None:
+    path, task_id = task.rsplit("/", 1)
+    assert (await client.get(f"{path}/{task_id.upper()}")).status == 200
+
+
+async def test_head_works_where_get_does(client: Client, task: str) -> None:
+    for path in (task, "/api/v1/", "/health/live"):
+        response = await client.head(path)
+        assert (response.status, await response.read()) == (200, b"")
+
+
+async def test_get_name(client: Client) -> None:
+    await assert_answer(await client.get("/api/v1/"), 200, b'"SERVICE_B - v1"')
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("serial", ["short", "dash-ed1", "A" * 129, "ünicode1", "a b c d e"])
+@pytest.mark.usefixtures("nothing_stored")
+async def test_the_id_is_judged_before_the_body(client: Client, serial: str) -> None:
+    await assert_answer(await client.post(f"{PATH}/{serial}", data=b"{"), 404, EQUIPMENT_NOT_FOUND)
+
+
+DEEP = b'{"timeoutInSeconds":1,"parameters":{"username":"a","password":"b","interfaces":[],"x":%s}}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"timeoutInSeconds":NaN}',
+        b'{"timeoutInSeconds":-Infinity}',
+        DEEP % b"1e999",
+        DEEP % (b"[" * 150 + b"]" * 150),
+        DEEP % (b"[" * 20_000 + b"]" * 20_000),
+        json.dumps(BODY).encode("utf-16"),
+        b"\xff\xfe",
+        b'"\xed\xa0\x80"',
+        b'{"a":"\x00"}',
+    ],
+    ids=["empty", "cut", "nan", "infinity", "1e999", "deep", "absurd", "utf-16", "bytes", "surrogate bytes", "raw nul"],
+)
+@pytest.mark.usefixtures("nothing_stored")
+async def test_malformed_json(client: Client, body: bytes) -> None:
+    response = await client.post(f"{PATH}/ABC1234", data=body)
+    answer = await response.json()
+    assert (response.status, answer["code"], set(answer)) == (400, 400, {"code", "message"})
+
+
+@pytest.mark.parametrize(
+    ("change", "loc"),
+    [
+        ({"timeoutInSeconds": "14"}, ["timeoutInSeconds"]),
+        ({"timeoutInSeconds": 14.0}, ["timeoutInSeconds"]),
+        ({"timeoutInSeconds": True}, ["timeoutInSeconds"]),
+        ({"timeoutInSeconds": None}, ["timeoutInSeconds"]),
+        ({"timeoutInSeconds": 0}, ["timeoutInSeconds"]),
+        ({"timeoutInSeconds": 3601}, ["timeoutInSeconds"]),
+        ({"parameters": None}, ["parameters"]),
+        ({"parameters": []}, ["parameters"]),
+        ({"parameters": [PARAMETERS, PARAMETERS]}, ["parameters"]),
+        ({"parameters": {**PARAMETERS, "username": ""}}, ["parameters", "username"]),
+        ({"parameters": {**PARAMETERS, "username": 1}}, ["parameters", "username"]),
+        ({"parameters": {**PARAMETERS, "username": "a\x00"}}, ["parameters", "username"]),
+        ({"parameters": {**PARAMETERS, "password": "\ud800"}}, ["parameters", "password"]),
+        ({"parameters": {**PARAMETERS, "more": ["\udfff"]}}, ["parameters", 0]),
+        ({"parameters": {**PARAMETERS, "vlan": 0}}, ["parameters", "vlan"]),
+        ({"parameters": {**PARAMETERS, "vlan": 4095}}, ["parameters", "vlan"]),
+        ({"parameters": {**PARAMETERS, "vlan": "1"}}, ["parameters", "vlan"]),
+        ({"parameters": {**PARAMETERS, "interfaces": [0] * 1025}}, ["parameters", "interfaces"]),
+        ({"parameters": {**PARAMETERS, "interfaces": [-1]}}, ["parameters", "interfaces", 0]),
+        ({"parameters": {**PARAMETERS, "interfaces": [1, False]}}, ["parameters", "interfaces", 1]),
+    ],
+)
+@pytest.mark.usefixtures("nothing_stored")
+async def test_wrong_fields_are_named_and_not_echoed(client: Client, change: dict[str, Any], loc: list[object]) -> None:
+    response = await client.post(f"{PATH}/ABC1234", data=json.dumps({**BODY, **change}))
+    answer = await response.json()
+    assert (response.status, answer["code"]) == (422, 422)
+    assert [error["loc"] for error in answer["errors"]] == [loc]
+    assert set(answer["errors"][0]) == {"loc", "msg"}
+    assert "admin" not in await response.text()
+
+
+@pytest.mark.parametrize("field", ["username", "password", "interfaces"])
+@pytest.mark.usefixtures("nothing_stored")
+async def test_a_missing_field_is_named(client: Client, field: str) -> None:
+    parameters = {key: value for key, value in PARAMETERS.items() if key != field}
+    response = await client.post(f"{PATH}/ABC1234", json={**BODY, "parameters": parameters})
+    assert response.status == 422
+    assert [error["loc"] for error in (await response.json())["errors"]] == [["parameters", field]]
+
+
+@pytest.mark.parametrize("body", [[], 1, "text", None, {}])
+@pytest.mark.usefixtures("nothing_stored")
+async def test_json_that_is_no_request(client: Client, body: object) -> None:
+    response = await client.post(f"{PATH}/ABC1234", data=json.dumps(body))
+    assert response.status == 422
+    assert (await response.json())["errors"]
+
+
+@pytest.mark.usefixtures("nothing_stored")
+async def test_a_body_over_64_kib(client: Client) -> None:
+    body = json.dumps(BODY).encode()
+    response = await client.post(f"{PATH}/ABC1234", data=body + b" " * (65_537 - len(body)))
+    answer = await response.json()
+    assert (response.status, answer["code"], set(answer)) == (413, 413, {"code", "message"})
+
+
+@pytest.mark.usefixtures("nothing_stored")
+async def test_a_compressed_body(client: Client) -> None:
+    body = gzip.compress(json.dumps(BODY).encode())
+    response = await client.post(f"{PATH}/ABC1234", data=body, headers={"Content-Encoding": "gzip"})
+    await assert_answer(response, 415, b'{"code":415,"message":"The body must not be compressed"}')
+
+
+async def test_an_unknown_route(client: Client) -> None:
+    await assert_answer(await client.get("/secret"), 404, b'{"code":404,"message":"Not Found"}')
+
+
+async def test_a_wrong_method(client: Client) -> None:
+    response = await client.put(f"{PATH}/ABC1234")
+    await assert_answer(response, 405, b'{"code":405,"message":"Method Not Allowed"}')
+    assert response.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"SECRET\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\nSECRET\r\n\r\n", b"\x16\x03\x01\r\n\r\n"]
+)
+async def test_malformed_http_is_not_echoed(client: Client, raw: bytes) -> None:
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(raw)
+    answer = await reader.read()
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert re.match(rb"HTTP/1\.[01] 400 ", head)
+    assert b"application/json" in head
+    assert body == b'{"code":400,"message":"Malformed HTTP request"}'
+
+
+# Storage
+
+
+async def assert_unavailable(response: ClientResponse) -> None:
+    await assert_answer(response, 503, b'{"code":503,"message":"The storage is unavailable, try again"}')
+    assert int(response.headers["Retry-After"]) > 0
+
+
+async def test_storage_down(aiohttp_client: AiohttpClient) -> None:
+    nowhere = DatabaseSettings(database_url=SecretStr(f"postgresql://x@127.0.0.1:{free_port()}/x"))
+    client = await aiohttp_client(create_app(settings_for(nowhere)))
+    await assert_unavailable(await client.post(f"{PATH}/ABC1234", json=BODY))
+    await assert_unavailable(await client.get(f"{PATH}/ABC1234/task/{uuid4()}"))
+    ready = await client.get("/health/ready")
+    assert (ready.status, "database" in await ready.text()) == (503, True)
+
+
+async def test_storage_too_slow(client: Client, task: str, sql: asyncpg.Connection) -> None:
+    async with sql.transaction():
+        await sql.execute("LOCK TABLE task")
+        answers = await asyncio.gather(client.post(f"{PATH}/ABC1234", json=BODY), client.get(task))
+        for response in answers:
+            await assert_unavailable(response)
+
+
+async def test_storage_not_migrated(client: Client, sql: asyncpg.Connection) -> None:
+    await sql.execute("DROP TABLE task")
+    await assert_unavailable(await client.post(f"{PATH}/ABC1234", json=BODY))
+    ready = await client.get("/health/ready")
+    assert (ready.status, await ready.json()) == (503, {"status": "not ready", "missing": ["database: not migrated"]})
+
+
+async def test_the_broker_is_not_needed(client: Client) -> None:
+    assert (await client.get("/health/ready")).status == 200
+    assert (await client.post(f"{PATH}/ABC1234", json=BODY)).status == 200
+
+
+async def test_a_bug_is_opaque(client: Client, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(operation: Coroutine[Any, Any, object], _: object) -> None:
+        operation.close()
+        raise ZeroDivisionError("SECRET")
+
+    monkeypatch.setattr(handlers, "_stored", broken)
+    await assert_answer(await client.get(task), 500, PROVISIONING_EXCEPTION)
+
+
+async def test_a_client_that_goes_away_does_not_cancel_the_write(
+    client: Client, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    insert = TaskTable.insert
+
+    async def slow(self: TaskTable, *arguments: Any, **keywords: Any) -> None:
+        begun.set()
+        await go_on.wait()
+        await insert(self, *arguments, **keywords)
+
+    monkeypatch.setattr(TaskTable, "insert", slow)
+    posting = asyncio.create_task(client.post(f"{PATH}/ABC1234", json=BODY))
+    await begun.wait()
+    posting.cancel()
+    go_on.set()
+    await eventually(lambda: sql.fetchval("SELECT count(*) FROM task"))
+
+
+async def test_chunked_bodies_are_taken(client: Client, broker: BrokerSettings) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for byte in json.dumps(BODY).encode():
+            yield bytes([byte])
+
+    assert (await client.post(f"{PATH}/ABC1234", data=chunks())).status == 200
