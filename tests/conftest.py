@@ -7,6 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -76,13 +77,20 @@ def template(postgres_url: str) -> Iterator[str]:
     asyncio.run(_execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
-@pytest.fixture
-async def database_url(postgres_url: str, template: str) -> AsyncIterator[str]:
-    """A migrated database of the test's own."""
+@asynccontextmanager
+async def new_database(postgres_url: str, template: str) -> AsyncIterator[str]:
+    """Copy the template: the URL of a migrated database that is dropped at the end."""
     name = f"test_{uuid4().hex}"
     await _execute(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield _database(postgres_url, name)
     await _execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def database_url(postgres_url: str, template: str) -> AsyncIterator[str]:
+    """A migrated database of the test's own."""
+    async with new_database(postgres_url, template) as url:
+        yield url
 
 
 def _database(url: str, name: str) -> str:
