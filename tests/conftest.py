@@ -119,12 +119,12 @@ async def sql(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-@pytest.fixture
-async def broker(amqp_url: str) -> AsyncIterator[BrokerSettings]:
-    """Settings for an exchange and queues of the test's own, with short heartbeats; removed at the end."""
+@asynccontextmanager
+async def own_queues(amqp_url: str, *, heartbeat: int = 2) -> AsyncIterator[BrokerSettings]:
+    """Name an exchange and queues that nobody else uses; what was made under these names is removed at the end."""
     unique = uuid4().hex[:12]
     settings = BrokerSettings(
-        amqp_url=SecretStr(str(URL(amqp_url).update_query(heartbeat=2))),
+        amqp_url=SecretStr(str(URL(amqp_url).update_query(heartbeat=heartbeat))),
         exchange=f"exchange_{unique}",
         to_configure_queue=f"to_configure_{unique}",
         configured_queue=f"configured_{unique}",
@@ -137,6 +137,13 @@ async def broker(amqp_url: str) -> AsyncIterator[BrokerSettings]:
         await channel.queue_delete(dead_letter_queue(queue))
     await channel.exchange_delete(settings.exchange)
     await connection.close()
+
+
+@pytest.fixture
+async def broker(amqp_url: str) -> AsyncIterator[BrokerSettings]:
+    """Settings for an exchange and queues of the test's own, with short heartbeats."""
+    async with own_queues(amqp_url) as settings:
+        yield settings
 
 
 @pytest.fixture
