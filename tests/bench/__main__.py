@@ -1,0 +1,68 @@
+"""`python -m tests.bench [--quick] [--only floor,accept,...] [--json FILE]`: the benchmark, in one table."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench import accept, floor, growth, idle, path, scale, slots, status
+from tests.bench.report import Report
+from tests.bench.stage import QUICK, Sizes, Stage
+from tests.system.spawning import LOCAL
+
+SECTIONS = {
+    "floor": floor.measure,
+    "idle": idle.measure,
+    "accept": accept.measure,
+    "status": status.measure,
+    "path": path.measure,
+    "slots": slots.measure,
+    "growth": growth.measure,
+    "scale": scale.measure,
+}
+
+
+def main() -> int:
+    """Run the sections; 1 if something that must be shown is missed (never with `--quick`, which shows nothing)."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does every part work?")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas: %(default)s")
+    parser.add_argument("--repeats", type=int, help="how often each figure is measured")
+    parser.add_argument("--json", type=Path, default=LOCAL / "bench" / "latest.json", help="where to save it")
+    arguments = parser.parse_args()
+    wanted = arguments.only.split(",")
+    if unknown := set(wanted) - set(SECTIONS):
+        parser.error(f"no such section: {', '.join(sorted(unknown))}")
+    sizes = QUICK if arguments.quick else Sizes()
+    if arguments.repeats:
+        sizes = Sizes(**(vars(sizes) | {"repeats": arguments.repeats}))
+    console, report, began = Console(), Report(), time.monotonic()
+    report.add("machine.cores", len(os.sched_getaffinity(0)), "")
+    report.add("machine.load before", os.getloadavg()[0], "")
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        stage = Stage(folder, sizes)
+        with stage.postgres, stage.rabbitmq:
+            for name, measure in SECTIONS.items():
+                if name in wanted:
+                    console.print(f"[dim]{time.monotonic() - began:6.1f} s[/dim]  {name}")
+                    measure(stage, report)
+    except (RuntimeError, TimeoutError) as error:
+        console.print(f"[red]{error}[/red]\nThe logs are in {folder / 'logs'}")
+        return 1
+    shutil.rmtree(folder)
+    report.print(console)
+    report.save(arguments.json)
+    console.print(f"{time.monotonic() - began:.0f} s; saved to {arguments.json}")
+    return 0 if arguments.quick or all(good for *_, good in report.judged()) else 1
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    sys.exit(main())

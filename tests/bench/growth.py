@@ -1,0 +1,131 @@
+"""The same rates with a table that has grown: nothing may cost more because there is more of it."""
+
+from tests.bench import accept, status
+from tests.bench.load import Load
+from tests.bench.path import send_through
+from tests.bench.report import Report
+from tests.bench.stage import Room, Stage
+
+BATCH = 500_000
+SAMPLE = 5000
+
+
+def measure(stage: Stage, report: Report) -> None:
+    """Measure with an empty table, many pending tasks, many finished ones, and many of one device."""
+    for state, fill in (
+        ("empty", _nothing),
+        ("pending", _pending),
+        ("finished", _finished),
+        ("one device", _one_device),
+    ):
+        with stage.room(f"growth_{state.replace(' ', '_')}") as room:
+            fill(room, stage)
+            room.sql("VACUUM (ANALYZE) task")
+            room.sql("CHECKPOINT")
+            _measure(stage, room, report, f"growth.{state}")
+
+
+def _measure(stage: Stage, room: Room, report: Report, name: str) -> None:
+    sizes = stage.sizes
+    web = room.start("service_b")
+    paths = status.make_tasks(room, web)
+    for state in paths:
+        paths[state] = _grown(room, state) or paths[state]
+    accept.warm_up(room, web, stage)
+    for repeat in range(sizes.repeats):
+        load = Load(web.port, 64, count=sizes.tasks // 2, prefix=f"GROW{repeat}X")
+        report.add(f"{name}.accept", accept.sustained(room, web, load)[1], "tasks/s")
+        for state in ("unfinished", "finished"):
+            report.add(f"{name}.status {state}", status.ask(stage, web, paths[state]).rate, "answers/s")
+    web.terminate()
+    _forget_queue(room)
+    processes = room.start_all()
+    send_through(room, processes, sizes.tasks // 8, "WARMPATH")
+    for repeat in range(sizes.repeats):
+        passage = send_through(room, processes, sizes.tasks // 2, f"PATH{repeat}X")
+        report.add(f"{name}.path", passage.rate, "tasks/s")
+        report.add(f"{name}.path postgresql", passage.costs["postgresql"], "µs/task")
+    row = room.sql("SELECT pg_total_relation_size('task') AS size, count(*) FROM task")[0]
+    report.add(f"{name}.rows", row["count"], "")
+    report.add(f"{name}.row", row["size"] / row["count"], "bytes")
+
+
+def _grown(room: Room, state: str) -> list[str]:
+    """Paths of some of the tasks that were there before, from all over the table."""
+    rows = room.sql(
+        """
+        WITH some AS (SELECT id, equipment_id, code FROM task TABLESAMPLE SYSTEM (5))
+        SELECT id, equipment_id FROM some
+        WHERE equipment_id LIKE 'GROWN%' AND (code IS NULL) = $1 ORDER BY random() LIMIT $2
+        """,
+        state == "unfinished",
+        SAMPLE,
+    )
+    return [f"/api/v1/equipment/cpe/{row['equipment_id']}/task/{row['id']}" for row in rows]
+
+
+def _forget_queue(room: Room) -> None:
+    """End the tasks that the measuring of accept has left in the queue, so that the path begins empty."""
+    room.sql(
+        "UPDATE task SET status = 'success', code = 200, active = false, due_at = NULL, finished_at = now(), "
+        "attempt = greatest(attempt, 1), dispatched_at = coalesce(dispatched_at, now()) "
+        "WHERE active AND equipment_id NOT LIKE 'GROWN%'"
+    )
+
+
+def _nothing(room: Room, stage: Stage) -> None:
+    pass
+
+
+def _pending(room: Room, stage: Stage) -> None:
+    """Four fifths wait for their next attempt, as after an hour without service A; a fifth wait behind those."""
+    for active, count in ((True, stage.sizes.pending * 4 // 5), (False, stage.sizes.pending // 5)):
+        room.sql(
+            """
+            INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at,
+                              active, due_at, attempt, dispatched_at, reason)
+            SELECT uuidv7(interval '-1 hour'), 'GROWN' || lpad(number::text, 8, '0'), 14,
+                   '{"username":"admin","password":"admin","vlan":534,"interfaces":[1,2,3,4]}', 89,
+                   now() + interval '1 day', $1,
+                   CASE WHEN $1 THEN now() + random() * interval '1 hour' + interval '2 hours' END, $1::integer,
+                   CASE WHEN $1 THEN now() END, CASE WHEN $1 THEN 'service A answered 503' END
+            FROM generate_series(1, $2::integer) AS number
+            """,
+            active,
+            count,
+        )
+
+
+def _finished(room: Room, stage: Stage) -> None:
+    left = stage.sizes.finished
+    while left:
+        count = min(left, BATCH)
+        room.sql(
+            """
+            INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at,
+                              active, status, code, reason, attempt, dispatched_at, finished_at)
+            SELECT uuidv7(interval '-1 hour'), 'GROWN' || lpad((number % 1000000)::text, 8, '0'), 14,
+                   '{"username":"admin","password":"admin","vlan":534,"interfaces":[1,2,3,4]}', 89,
+                   now() + interval '1 day', false, 'success', 200, '200 success', 1, now(), now()
+            FROM generate_series($1::integer, $2::integer) AS number
+            """,
+            left - count + 1,
+            left,
+        )
+        left -= count
+
+
+def _one_device(room: Room, stage: Stage) -> None:
+    """One waits for its next attempt, all others behind it."""
+    room.sql(
+        """
+        INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at,
+                          active, due_at, attempt, dispatched_at)
+        SELECT uuidv7(interval '-1 hour'), 'GROWN00000001', 14,
+               '{"username":"admin","password":"admin","vlan":534,"interfaces":[1,2,3,4]}', 89,
+               now() + interval '1 day', number = 1, CASE WHEN number = 1 THEN now() + interval '2 hours' END,
+               (number = 1)::integer, CASE WHEN number = 1 THEN now() END
+        FROM generate_series(1, $1::integer) AS number
+        """,
+        stage.sizes.of_one_device,
+    )

@@ -1,0 +1,204 @@
+"""What was measured, and whether it is what must be shown."""
+
+import json
+import os
+import platform
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Figures = Mapping[str, float]
+
+PATH_PIECES = {
+    "handler": 1,
+    "insert": 1,
+    "claim": 1,
+    "publish": 2,  # the task to the configurator, the outcome back
+    "consume": 1,
+    "call": 1,
+    "consume many": 1,
+    "update": 1,
+}
+"""The bare pieces of which one task's way is made, from POST to final status."""
+
+ACCEPT_PIECES = ("handler", "insert", "publish")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One thing that must be shown: `value` of the figures against a limit."""
+
+    title: str
+    value: Callable[[Figures], float]
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = ""
+
+    def judge(self, figures: Figures) -> tuple[float, bool] | None:
+        """Tell the value and whether it will do; None when what it needs was not measured."""
+        try:
+            value = self.value(figures)
+        except KeyError:
+            return None
+        enough = self.at_least is None or value >= self.at_least
+        return value, enough and (self.at_most is None or value <= self.at_most)
+
+
+def path_cost(figures: Figures) -> float:
+    """Sum the CPU µs of a task's pieces, our processes and both servers together."""
+    return sum(
+        times * (figures[f"floor.{piece}.own"] + figures.get(f"floor.{piece}.server", 0.0))
+        for piece, times in PATH_PIECES.items()
+    )
+
+
+def ideal_path_rate(figures: Figures) -> float:
+    """Tasks a second when every core of the machine does nothing but the pieces."""
+    return 1e6 * figures["machine.cores"] / path_cost(figures)
+
+
+def ideal_accept_rate(figures: Figures) -> float:
+    """Tasks a second when one process does nothing but the pieces of accepting."""
+    return 1e6 / sum(figures[f"floor.{piece}.own"] for piece in ACCEPT_PIECES)
+
+
+def worst_growth(figures: Figures) -> float:
+    """The smallest of all rates, each as a share of the same rate with an empty table."""
+    shares = []
+    for name, value in figures.items():
+        section, _, rest = name.partition(".")
+        state, _, what = rest.partition(".")
+        if section == "growth" and state != "empty" and what in GROWTH_RATES:
+            shares.append(value / figures[f"growth.empty.{what}"])
+    if not shares:
+        raise KeyError("growth")
+    return min(shares)
+
+
+GROWTH_RATES = ("accept", "status unfinished", "status finished", "path")
+
+RATIOS = (
+    Ratio("accept, relay included / ideal", lambda f: f["accept.64.rate"] / ideal_accept_rate(f), at_least=0.75),
+    Ratio("accept, p99 / median, 64 connections", lambda f: f["accept.64.p99"] / f["accept.64.p50"], at_most=3),
+    Ratio(
+        "accept, broker down / bare handler",
+        lambda f: f["accept.no broker.rate"] / f["floor.handler.rate"],
+        at_least=0.75,
+    ),
+    Ratio(
+        "status, finished / bare handler", lambda f: f["status.finished.rate"] / f["floor.handler.rate"], at_least=0.8
+    ),
+    Ratio(
+        "status, unfinished / bare handler",
+        lambda f: f["status.unfinished.rate"] / f["floor.handler.rate"],
+        at_least=0.6,
+    ),
+    Ratio("path / ideal", lambda f: f["path.rate"] / ideal_path_rate(f), at_least=0.75),
+    Ratio("slots, makespan less A's delay", lambda f: f["slots.makespan"] - f["slots.delay"], at_most=6, unit="s"),
+    Ratio("slots, occupancy", lambda f: f["slots.occupancy"], at_least=0.95),
+    Ratio("slots, memory of one", lambda f: f["slots.kib"], at_most=40, unit="KiB"),
+    Ratio("slots, added latency, p99", lambda f: f["slots.added p99"], at_most=1, unit="s"),
+    Ratio("growth, smallest share of the empty table's rate", worst_growth, at_least=0.85),
+    Ratio("idle, share of one core", lambda f: f["idle.total"], at_most=0.01),
+)
+"""What issue 4 asks for."""
+
+HINTS = (
+    Ratio(
+        "accept, CPU of the pieces / CPU of the web process",
+        lambda f: 1e6 / ideal_accept_rate(f) / f["accept.64.service_b"],
+    ),
+    Ratio("path, CPU of the pieces / CPU of everything", lambda f: path_cost(f) / f["path.total"]),
+    Ratio(
+        "load generator's ceiling / fastest thing measured",
+        lambda f: f["floor.generator.rate"] / f["floor.handler.rate"],
+    ),
+)
+"""The same by CPU time, which a busy machine disturbs less; and whether the load generator was in the way."""
+
+
+@dataclass
+class Report:
+    """Figures by dotted name, `section.what...`; of each, the samples of all repeats."""
+
+    samples: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    units: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, value: float, unit: str) -> None:
+        """Note one sample."""
+        self.samples[name].append(value)
+        self.units[name] = unit
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The median of each figure's samples."""
+        return {name: statistics.median(samples) for name, samples in self.samples.items()}
+
+    def judged(self) -> list[tuple[Ratio, float, bool]]:
+        """Each ratio whose figures were measured, its value, and whether it will do."""
+        figures = self.figures
+        return [(ratio, *verdict) for ratio in RATIOS if (verdict := ratio.judge(figures))]
+
+    def tables(self) -> list[Table]:
+        """Everything for a person: the figures, then the ratios."""
+        figures = self.figures
+        table = Table("what", "median", "unit", "from", "to", title="Figures")
+        section = ""
+        for name, value in figures.items():
+            if name.partition(".")[0] != section:
+                section = name.partition(".")[0]
+                table.add_section()
+            low, high = min(self.samples[name]), max(self.samples[name])
+            spread = (shown(low), shown(high)) if len(self.samples[name]) > 1 else ("", "")
+            table.add_row(name.replace(".", "  "), shown(value), self.units[name], *spread)
+        verdicts = Table("ratio", "value", "must be", "", title="Must show")
+        for ratio, value, good in self.judged():
+            limit = f"≥ {ratio.at_least}" if ratio.at_least is not None else f"≤ {ratio.at_most}"
+            mark = "[green]pass[/]" if good else "[red]miss[/]"
+            verdicts.add_row(ratio.title, f"{value:.3g} {ratio.unit}", f"{limit} {ratio.unit}", mark)
+        verdicts.add_section()
+        for ratio in HINTS:
+            if verdict := ratio.judge(figures):
+                verdicts.add_row(ratio.title, f"{verdict[0]:.3g}", "", "")
+        return [table, verdicts]
+
+    def print(self, console: Console) -> None:
+        """Show it."""
+        for table in self.tables():
+            console.print(table)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything for a machine."""
+        return {
+            "machine": {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+            "figures": {
+                name: {"median": value, "unit": self.units[name], "samples": self.samples[name]}
+                for name, value in self.figures.items()
+            },
+            "ratios": [
+                {
+                    "title": ratio.title,
+                    "value": value,
+                    "at_least": ratio.at_least,
+                    "at_most": ratio.at_most,
+                    "pass": good,
+                }
+                for ratio, value, good in self.judged()
+            ],
+        }
+
+    def save(self, path: Path) -> None:
+        """Keep it as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.as_json(), indent=2) + "\n")
+
+
+def shown(value: float) -> str:
+    """Write a figure with three digits that say something."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,50 @@
+"""Asking for tasks: GETs of finished and of unfinished ones."""
+
+from tests.bench.load import Load, Result, generate
+from tests.bench.meter import Meter
+from tests.bench.report import Report
+from tests.bench.stage import Room, Stage, per_task, pids
+from tests.system.processes import Process
+
+TASKS = 5000
+
+
+def measure(stage: Stage, report: Report) -> None:
+    """Measure both."""
+    with stage.room("status") as room:
+        web = room.start("service_b")
+        paths = make_tasks(room, web)
+        for _ in range(stage.sizes.repeats):
+            for state in ("unfinished", "finished"):
+                meter = Meter(room.servers | pids([web]))
+                result = ask(stage, web, paths[state])
+                # The meter runs during the warm-up, too, whose requests are answered but not counted.
+                answered = sum(result.codes.values())
+                report.add(f"status.{state}.rate", result.rate, "answers/s")
+                report.add(f"status.{state}.p50", result.p50_ms, "ms")
+                report.add(f"status.{state}.p99", result.p99_ms, "ms")
+                for process, cost in per_task(meter.seconds(), answered).items():
+                    report.add(f"status.{state}.{process}", cost, "µs/answer")
+
+
+def make_tasks(room: Room, web: Process) -> dict[str, list[str]]:
+    """Have tasks accepted, end half of them as service A's 200 would, and tell the paths of both halves."""
+    generate(Load(web.port, 64, count=2 * TASKS, prefix="STATUS"))
+    room.sql(
+        """
+        UPDATE task SET status = 'success', code = 200, active = false, due_at = NULL, finished_at = now(),
+            attempt = 1, dispatched_at = now(), reason = '200 success'
+        WHERE equipment_id >= $1 AND equipment_id < 'STATUS9'
+        """,
+        f"STATUS{TASKS:08}",
+    )
+    rows = room.sql("SELECT id, equipment_id, code FROM task WHERE equipment_id LIKE 'STATUS%'")
+    paths: dict[str, list[str]] = {"unfinished": [], "finished": []}
+    for id_, serial, code in rows:
+        paths["finished" if code else "unfinished"].append(f"/api/v1/equipment/cpe/{serial}/task/{id_}")
+    return paths
+
+
+def ask(stage: Stage, web: Process, paths: list[str]) -> Result:
+    """Ask for them round and round."""
+    return generate(Load(web.port, 64, seconds=stage.sizes.seconds, warmup=stage.sizes.warmup, paths=paths))
