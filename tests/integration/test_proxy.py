@@ -1,0 +1,99 @@
+"""The bad network is itself put to the test: a proxy that forwards in a black hole would prove nothing."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+
+from tests.conftest import eventually
+from tests.proxy import Proxy
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(1024):
+            writer.write(data.upper())
+        writer.write(b".")
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    """A proxy before a server that says everything back in capitals, and a full stop at the end."""
+    server = await asyncio.start_server(_echo, "127.0.0.1", 0)
+    async with server, Proxy("127.0.0.1", server.sockets[0].getsockname()[1]) as made:
+        yield made
+
+
+async def _connect(proxy: Proxy) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", proxy.url_port)
+
+
+async def test_both_directions_and_the_end_of_each_are_forwarded(proxy: Proxy) -> None:
+    reader, writer = await _connect(proxy)
+    writer.write(b"word")
+    assert await reader.readexactly(4) == b"WORD"
+    writer.write_eof()
+    assert await reader.read() == b"."
+    writer.close()
+    await eventually(lambda: proxy.connections == 0)
+
+
+async def test_a_black_hole_is_silent_and_gives_everything_back_when_it_is_lifted(proxy: Proxy) -> None:
+    reader, writer = await _connect(proxy)
+    writer.write(b"a")
+    assert await reader.readexactly(1) == b"A"
+    proxy.blackhole(True)
+    writer.write(b"b")
+    late_reader, late_writer = await _connect(proxy)
+    late_writer.write(b"c")
+    answer = asyncio.create_task(reader.readexactly(1))
+    arrived, _ = await asyncio.wait({answer}, timeout=0.2)
+    assert not arrived
+    proxy.blackhole(False)
+    assert await answer == b"B"
+    assert await late_reader.readexactly(1) == b"C"
+    writer.close()
+    late_writer.close()
+
+
+async def test_a_cut_breaks_connections_and_loses_what_the_black_hole_held(proxy: Proxy) -> None:
+    reader, writer = await _connect(proxy)
+    proxy.blackhole(True)
+    writer.write(b"lost")
+    proxy.cut()
+    proxy.blackhole(False)
+    with suppress(ConnectionError):
+        assert await reader.read() == b""
+    writer.close()
+    again, writer = await _connect(proxy)
+    writer.write(b"kept")
+    assert await again.readexactly(4) == b"KEPT"
+    writer.close()
+
+
+async def test_a_delay_is_added_to_each_direction(proxy: Proxy) -> None:
+    reader, writer = await _connect(proxy)
+    proxy.delay(0.1)
+    began = time.monotonic()
+    for letter in b"abcde":
+        writer.write(bytes([letter]))
+    assert await reader.readexactly(5) == b"ABCDE"
+    assert 0.2 <= time.monotonic() - began < 0.9, "latency, not a lower speed"
+    writer.close()
+
+
+async def test_a_stopped_proxy_refuses_and_is_started_again_on_its_port(proxy: Proxy) -> None:
+    port = proxy.url_port
+    await proxy.stop()
+    with pytest.raises(ConnectionRefusedError):
+        await _connect(proxy)
+    await proxy.start()
+    assert proxy.url_port == port
+    _, writer = await _connect(proxy)
+    writer.close()

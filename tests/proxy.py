@@ -1,0 +1,122 @@
+"""A bad network for tests: a TCP proxy that goes silent, grows slow and breaks on demand."""
+
+import asyncio
+from typing import Self
+
+CHUNK_BYTES = 64 * 1024
+BUFFERED_CHUNKS = 1024
+"""How much one direction holds back before its sender is made to wait."""
+
+Chunk = tuple[float, bytes]
+"""When it may arrive, in the loop's time, and what; no bytes are the end of the stream."""
+
+
+class Proxy:
+    """Forwards connections from a loopback port of its own to `target_host:target_port`.
+
+    A black hole drops nothing by itself: what is sent into it arrives when it is lifted, or never, if `cut` comes
+    first. Neither side notices a black hole but by the silence; both notice a cut.
+    """
+
+    def __init__(self, target_host: str, target_port: int) -> None:
+        self.url_port = 0
+        self._target = target_host, target_port
+        self._delay = 0.0
+        self._passing = asyncio.Event()
+        self._passing.set()
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> None:
+        """Listen; after a stop, on the same port again."""
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.url_port, reuse_address=True)
+        self.url_port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Refuse connections, and break those that are open."""
+        if self._server:
+            self._server.close()
+            self._server = None
+        self.cut()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    def cut(self) -> None:
+        """Break every open connection at once; what has not been forwarded is lost."""
+        for writer in self._writers:
+            writer.transport.abort()
+        for connection in self._connections:
+            connection.cancel()
+
+    def blackhole(self, on: bool) -> None:
+        """Forward nothing in either direction, not even an end of stream, or go on; connections are accepted."""
+        if on:
+            self._passing.clear()
+        else:
+            self._passing.set()
+
+    def delay(self, seconds: float) -> None:
+        """Let everything sent from now on arrive so much later, in either direction."""
+        self._delay = seconds
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        connection = asyncio.create_task(self._connect(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = [writer]
+        try:
+            await self._passing.wait()
+            target_reader, target_writer = await asyncio.open_connection(*self._target)
+            writers.append(target_writer)
+            self._writers.add(target_writer)
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(reader, target_writer))
+                pumps.create_task(self._pump(target_reader, writer))
+        except* OSError:
+            for broken in writers:
+                broken.transport.abort()
+        finally:
+            for ended in writers:
+                ended.close()
+                self._writers.discard(ended)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        chunks: asyncio.Queue[Chunk] = asyncio.Queue(BUFFERED_CHUNKS)
+        async with asyncio.TaskGroup() as ends:
+            ends.create_task(self._take(reader, chunks))
+            ends.create_task(self._forward(chunks, writer))
+
+    async def _take(self, reader: asyncio.StreamReader, chunks: asyncio.Queue[Chunk]) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            data = await reader.read(CHUNK_BYTES)
+            await chunks.put((loop.time() + self._delay, data))
+            if not data:
+                return
+
+    async def _forward(self, chunks: asyncio.Queue[Chunk], writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due, data = await chunks.get()
+            await asyncio.sleep(due - loop.time())
+            await self._passing.wait()
+            if not data:
+                writer.write_eof()
+                return
+            writer.write(data)
+            await writer.drain()
