@@ -29,7 +29,7 @@ CREATE TABLE task (
 
     CONSTRAINT task_equipment_id CHECK (equipment_id ~ '^[a-zA-Z0-9]{6,128}$'),
     CONSTRAINT task_status CHECK (status IN ('pending', 'success', 'error')),
-    CONSTRAINT task_finished CHECK ((status = 'pending') = (finished_at IS NULL)),
+    CONSTRAINT task_finished CHECK (num_nulls(finished_at, code) = CASE status WHEN 'pending' THEN 2 ELSE 0 END),
     CONSTRAINT task_code CHECK (
         CASE status WHEN 'pending' THEN code IS NULL WHEN 'success' THEN code = 200 ELSE code IN (404, 500) END
     ),
