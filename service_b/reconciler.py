@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import asyncpg
 import structlog
@@ -23,7 +24,7 @@ log = structlog.stdlib.get_logger(__name__)
 TICK_SECONDS = 1.0
 LOCK_TICK_SECONDS = 5.0
 BATCH = 1000
-OBSERVATIONS = 4096
+OBSERVATIONS = 100_000
 """One a tick: longer than the longest time limit."""
 LOCK_KEY = 7776
 
@@ -63,6 +64,7 @@ class Reconciler:
         self._broker = broker
         self._database = database
         self._stranded_after = ""
+        self._reported: dict[tuple[UUID, int], float] = {}
 
     async def run(self) -> None:
         """Reconcile whenever it is this process's turn, until cancelled."""
@@ -118,9 +120,14 @@ class Reconciler:
         if not watermark.observed:
             return
         taken_before = watermark.observed[-1][1]
+        # A report, too, may wait in its queue while the results process is away.
+        now = time.monotonic()
+        self._reported = {key: at for key, at in self._reported.items() if now < at + lateness}
         for attempt in await self._tasks.without_outcome(taken_before, lateness, BATCH):
             taken_at = watermark.known_taken_at(attempt.dispatched_at)
-            if taken_at is None or time.monotonic() < taken_at + attempt.time_limit_seconds + lateness:
+            if taken_at is None or now < taken_at + attempt.time_limit_seconds + lateness:
+                continue
+            if (attempt.id, attempt.attempt) in self._reported:
                 continue
             outcome = Outcome(
                 task_id=attempt.id, attempt=attempt.attempt, kind=OutcomeKind.UNKNOWN, reason="no outcome in time"
@@ -130,6 +137,7 @@ class Reconciler:
             )
             if publication is not Publication.CONFIRMED:
                 return
+            self._reported[attempt.id, attempt.attempt] = now
             metrics.OVERDUE.inc()
             log.warning("task.overdue", task_id=str(attempt.id), attempt=attempt.attempt)
 

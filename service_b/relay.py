@@ -103,4 +103,9 @@ class Relay:
             time_limit_seconds=dispatch.time_limit_seconds,
             parameters=json.loads(dispatch.parameters),
         )
-        return await channel.publish(self._settings.to_configure_key, message.encode(), message_id=message.message_id)
+        try:
+            body = message.encode()
+        except ValueError:  # It must not spoil its batch; the reconciler uses its attempts up.
+            log.exception("relay.unencodable", task_id=str(dispatch.id))
+            return Publication.UNCERTAIN
+        return await channel.publish(self._settings.to_configure_key, body, message_id=message.message_id)
