@@ -1,0 +1,193 @@
+"""The batcher: natural group commit that keeps every caller's item and answers each one for itself."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from messaging.batching import Batcher, BatcherFullError
+from tests.conftest import eventually
+
+
+class PoisonError(Exception):
+    """The store refuses a row."""
+
+
+class Store:
+    """Doubles numbers, batch by batch, and may be held at the beginning of a flush."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.bad: frozenset[int] = frozenset()
+        self.error: Exception | None = None
+        self.running = 0
+        self.most_running = 0
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def flush(self, items: Sequence[int]) -> Sequence[int]:
+        self.batches.append(list(items))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await self.open.wait()
+            if self.error:
+                raise self.error
+            if self.bad & set(items):
+                raise PoisonError(f"one of {len(items)}")
+            return [2 * item for item in items]
+        finally:
+            self.running -= 1
+
+
+def make(
+    flush: Callable[[Sequence[int]], Awaitable[Sequence[int]]], *, max_batch: int = 100, max_waiting: int = 100
+) -> Batcher[int, int]:
+    return Batcher("test", flush, max_batch=max_batch, max_waiting=max_waiting, poison=(PoisonError,))
+
+
+async def submit_all(batcher: Batcher[int, int], items: Sequence[int]) -> list[int | BaseException]:
+    return await asyncio.gather(*map(batcher.submit, items), return_exceptions=True)
+
+
+async def held(store: Store, batcher: Batcher[int, int], first: int = 0) -> asyncio.Task[int]:
+    """Bring the batcher into the middle of a flush of one item."""
+    store.open.clear()
+    task = asyncio.create_task(batcher.submit(first))
+    await eventually(lambda: store.running)
+    return task
+
+
+async def test_each_caller_gets_its_own_result() -> None:
+    store = Store()
+    assert await submit_all(make(store.flush), range(10)) == [2 * item for item in range(10)]
+
+
+async def test_an_idle_batcher_flushes_at_once_and_a_busy_one_takes_all_that_gathered() -> None:
+    store = Store()
+    batcher = make(store.flush)
+    first = await held(store, batcher)
+    rest = asyncio.create_task(submit_all(batcher, range(1, 21)))
+    await eventually(lambda: len(batcher._waiting) == 20)
+    assert store.batches == [[0]]
+    store.open.set()
+    assert await first == 0
+    assert await rest == [2 * item for item in range(1, 21)]
+    assert store.batches == [[0], list(range(1, 21))]
+
+
+async def test_one_flush_runs_at_a_time_and_none_is_larger_than_allowed() -> None:
+    store = Store()
+    batcher = make(store.flush, max_batch=7)
+    first = await held(store, batcher)
+    rest = asyncio.create_task(submit_all(batcher, range(1, 51)))
+    await eventually(lambda: len(batcher._waiting) == 50)
+    store.open.set()
+    await asyncio.gather(first, rest)
+    assert [len(batch) for batch in store.batches] == [1, 7, 7, 7, 7, 7, 7, 7, 1]
+    assert store.most_running == 1
+
+
+async def test_too_many_waiting_are_refused_at_once_and_the_others_are_served() -> None:
+    store = Store()
+    batcher = make(store.flush, max_waiting=3)
+    first = await held(store, batcher)
+    waiting = asyncio.create_task(submit_all(batcher, [1, 2, 3]))
+    await eventually(lambda: len(batcher._waiting) == 3)
+    with pytest.raises(BatcherFullError):
+        await batcher.submit(4)
+    store.open.set()
+    assert (await first, await waiting) == (0, [2, 4, 6])
+    assert await batcher.submit(4) == 8
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=24), st.integers(1, 8))
+def test_only_the_items_that_the_store_refuses_fail(bad: list[bool], max_batch: int) -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.bad = frozenset(item for item, is_bad in enumerate(bad) if is_bad)
+        results = await submit_all(make(store.flush, max_batch=max_batch), range(len(bad)))
+        for item, result in enumerate(results):
+            assert isinstance(result, PoisonError) if item in store.bad else result == 2 * item
+        # Halving, not one by one: a batch without a bad item is never asked for again.
+        good = [batch for batch in store.batches if not store.bad & set(batch)]
+        assert sum(map(len, good)) == len(bad) - len(store.bad)
+
+    asyncio.run(scenario())
+
+
+async def test_an_error_goes_to_every_caller_of_its_flush_and_the_next_flush_works() -> None:
+    store = Store()
+    batcher = make(store.flush)
+    first = await held(store, batcher)
+    store.error = ConnectionError("away")
+    rest = asyncio.create_task(submit_all(batcher, [1, 2, 3]))
+    await eventually(lambda: len(batcher._waiting) == 3)
+    store.open.set()
+    with pytest.raises(ConnectionError):
+        await first
+    assert await rest == [store.error] * 3
+    assert store.batches == [[0], [1, 2, 3]]  # Not halved: nobody's row is at fault.
+    store.error = None
+    assert await batcher.submit(4) == 8
+
+
+async def test_a_flush_that_answers_too_few_leaves_nobody_waiting() -> None:
+    async def flush(items: Sequence[int]) -> Sequence[int]:
+        return list(items)[:-1]
+
+    batcher = make(flush)
+    results = await submit_all(batcher, [1, 2, 3])
+    assert results[:2] == [1, 2]
+    assert isinstance(results[2], ValueError)
+
+
+async def test_a_caller_that_goes_away_does_not_take_its_item_back() -> None:
+    store = Store()
+    batcher = make(store.flush)
+    flushing = await held(store, batcher)
+    gathered = asyncio.create_task(batcher.submit(1))
+    other = asyncio.create_task(batcher.submit(2))
+    await eventually(lambda: len(batcher._waiting) == 2)
+    flushing.cancel()
+    gathered.cancel()
+    await asyncio.wait({flushing, gathered})
+    assert flushing.cancelled()
+    assert gathered.cancelled()
+    store.open.set()
+    assert await other == 4
+    assert store.batches == [[0], [1, 2]]
+
+
+async def test_a_caller_that_goes_away_before_a_failing_flush_ends_disturbs_nobody() -> None:
+    store = Store()
+    batcher = make(store.flush)
+    flushing = await held(store, batcher)
+    store.error = ConnectionError("away")
+    flushing.cancel()
+    await asyncio.wait({flushing})
+    store.open.set()
+    await batcher.close()
+    store.error = None
+    assert await batcher.submit(1) == 2
+
+
+async def test_closing_waits_for_the_last_flush() -> None:
+    store = Store()
+    batcher = make(store.flush)
+    first = await held(store, batcher)
+    rest = asyncio.create_task(submit_all(batcher, [1, 2]))
+    await eventually(lambda: len(batcher._waiting) == 2)
+    closing = asyncio.create_task(batcher.close())
+    await asyncio.wait({closing}, timeout=0.05)
+    assert not closing.done()
+    store.open.set()
+    await closing
+    assert store.batches == [[0], [1, 2]]
+    assert (await first, await rest) == (0, [2, 4])
+
+
+async def test_closing_an_idle_batcher_returns() -> None:
+    await make(Store().flush).close()
