@@ -7,7 +7,6 @@ from tests.bench.report import Report
 from tests.bench.stage import Room, Stage
 
 BATCH = 500_000
-SAMPLE = 5000
 
 
 def measure(stage: Stage, report: Report) -> None:
@@ -28,9 +27,9 @@ def measure(stage: Stage, report: Report) -> None:
 def _measure(stage: Stage, room: Room, report: Report, name: str) -> None:
     sizes = stage.sizes
     web = room.start("service_b")
-    paths = status.make_tasks(room, web)
+    paths = status.make_tasks(stage, room, web)
     for state in paths:
-        paths[state] = _grown(room, state) or paths[state]
+        paths[state] = _grown(stage, room, state) or paths[state]
     accept.warm_up(room, web, stage)
     for repeat in range(sizes.repeats):
         load = Load(web.port, 64, count=sizes.tasks // 2, prefix=f"GROW{repeat}X")
@@ -50,25 +49,25 @@ def _measure(stage: Stage, room: Room, report: Report, name: str) -> None:
     report.add(f"{name}.row", row["size"] / row["count"], "bytes")
 
 
-def _grown(room: Room, state: str) -> list[str]:
+def _grown(stage: Stage, room: Room, state: str) -> list[str]:
     """Paths of some of the tasks that were there before, from all over the table."""
     rows = room.sql(
         """
-        WITH some AS (SELECT id, equipment_id, code FROM task TABLESAMPLE SYSTEM (5))
-        SELECT id, equipment_id FROM some
+        WITH sample AS (SELECT id, equipment_id, code FROM task TABLESAMPLE SYSTEM (5))
+        SELECT id, equipment_id FROM sample
         WHERE equipment_id LIKE 'GROWN%' AND (code IS NULL) = $1 ORDER BY random() LIMIT $2
         """,
         state == "unfinished",
-        SAMPLE,
+        stage.sizes.asked,
     )
     return [f"/api/v1/equipment/cpe/{row['equipment_id']}/task/{row['id']}" for row in rows]
 
 
 def _forget_queue(room: Room) -> None:
     """End the tasks that the measuring of accept has left in the queue, so that the path begins empty."""
+    room.purge()
     room.sql(
-        "UPDATE task SET status = 'success', code = 200, active = false, due_at = NULL, finished_at = now(), "
-        "attempt = greatest(attempt, 1), dispatched_at = coalesce(dispatched_at, now()) "
+        "UPDATE task SET status = 'success', code = 200, active = false, due_at = NULL, finished_at = now() "
         "WHERE active AND equipment_id NOT LIKE 'GROWN%'"
     )
 

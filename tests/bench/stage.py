@@ -41,6 +41,7 @@ class Sizes:
     steady_seconds: float = 40.0
     pending: int = 1_000_000
     finished: int = 10_000_000
+    asked: int = 5000
     of_one_device: int = 10_000
     idle_seconds: float = 20.0
 
@@ -57,6 +58,7 @@ QUICK = Sizes(
     steady_seconds=2.0,
     pending=20_000,
     finished=100_000,
+    asked=500,
     of_one_device=1000,
     idle_seconds=3.0,
 )
@@ -105,6 +107,18 @@ class Room:
     def sql(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         """Run a statement in the room's database."""
         return execute(self.database_url, statement, *arguments)
+
+    def purge(self) -> None:
+        """Empty the queues."""
+
+        async def purge() -> None:
+            connection = await aiormq.connect(self.amqp_url)
+            channel = await connection.channel()
+            for queue in self.queues:
+                await channel.queue_purge(queue)
+            await connection.close()
+
+        uvloop.run(purge())
 
     def wait_for_dispatch(self, since: UUID, *, timeout: float = 120) -> None:
         """Wait until the broker has every task that was accepted from `since` on."""

@@ -3,17 +3,15 @@
 from tests.bench.load import Load, Result, generate
 from tests.bench.meter import Meter
 from tests.bench.report import Report
-from tests.bench.stage import Room, Stage, per_task, pids
+from tests.bench.stage import Room, Stage, first_id, per_task, pids
 from tests.system.processes import Process
-
-TASKS = 5000
 
 
 def measure(stage: Stage, report: Report) -> None:
     """Measure both."""
     with stage.room("status") as room:
         web = room.start("service_b")
-        paths = make_tasks(room, web)
+        paths = make_tasks(stage, room, web)
         for _ in range(stage.sizes.repeats):
             for state in ("unfinished", "finished"):
                 meter = Meter(room.servers | pids([web]))
@@ -27,16 +25,17 @@ def measure(stage: Stage, report: Report) -> None:
                     report.add(f"status.{state}.{process}", cost, "µs/answer")
 
 
-def make_tasks(room: Room, web: Process) -> dict[str, list[str]]:
+def make_tasks(stage: Stage, room: Room, web: Process) -> dict[str, list[str]]:
     """Have tasks accepted, end half of them as service A's 200 would, and tell the paths of both halves."""
-    generate(Load(web.port, 64, count=2 * TASKS, prefix="STATUS"))
+    asked = stage.sizes.asked
+    result = generate(Load(web.port, 64, count=2 * asked, prefix="STATUS"))
+    room.wait_for_dispatch(first_id(result.began))
     room.sql(
         """
-        UPDATE task SET status = 'success', code = 200, active = false, due_at = NULL, finished_at = now(),
-            attempt = 1, dispatched_at = now(), reason = '200 success'
+        UPDATE task SET status = 'success', code = 200, active = false, finished_at = now(), reason = '200 success'
         WHERE equipment_id >= $1 AND equipment_id < 'STATUS9'
         """,
-        f"STATUS{TASKS:08}",
+        f"STATUS{asked:08}",
     )
     rows = room.sql("SELECT id, equipment_id, code FROM task WHERE equipment_id LIKE 'STATUS%'")
     paths: dict[str, list[str]] = {"unfinished": [], "finished": []}
