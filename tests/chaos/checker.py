@@ -1,0 +1,273 @@
+"""The judge: reads a history after all faults were healed and the queues drained, and knows nothing of the system."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from tests.chaos.history import Event
+from tests.chaos.transitions import FINAL
+
+CLOCK_SLACK_SECONDS = 0.2
+"""How far the database's clock reading and ours may be apart, and how much later A sees a call than its caller."""
+
+VIOLATIONS = {
+    "lost": "an acknowledged task is not final",
+    "doubled": "a task has not exactly one final transition, or one submission made two tasks",
+    "unfounded": "a task's final status is not what service A answered for it",
+    "overlapping": "service A's calls for one device overlap",
+    "attempt called twice": "service A was called twice for the same attempt",
+    "called after the end": "service A was called for a task that had ended",
+    "order": "a device's tasks were not taken in the order of acceptance",
+    "going back": "a status seen by a reader went back",
+    "unsent": "a task that nobody sent",
+    "answer": "an answer outside the contract",
+    "bug": "a process logged a bug",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What was promised and did not hold; `at`: in the history's monotonic seconds."""
+
+    kind: str
+    at: float
+    task: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a history shows."""
+
+    violations: list[Violation] = field(default_factory=list)
+    accepted: int = 0
+    unknown: int = 0
+    refused: int = 0
+    stored: int = 0
+    calls: int = 0
+    repeated_calls: int = 0
+    reads: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+    """How many tasks ended in which code, and in error for which reason."""
+    errors: dict[str, int] = field(default_factory=dict)
+
+    def count(self, kind: str) -> int:
+        """Count the violations of a kind."""
+        return sum(violation.kind == kind for violation in self.violations)
+
+
+@dataclass(slots=True)
+class Call:
+    """One call that A saw; `end` is when A surely had let go of the device."""
+
+    device: str
+    task: str
+    attempt: int
+    begin: float
+    end: float
+    code: int | None = None
+
+
+def check(history: Sequence[Event]) -> Verdict:
+    """Check everything that is promised."""
+    events: defaultdict[str, list[Event]] = defaultdict(list)
+    for event in history:
+        events[event["kind"]].append(event)
+    rows = {row["task"]: row for row in events["row"]}
+    calls = _calls(events)
+    verdict = Verdict(stored=len(rows), calls=len(calls), reads=len(events["read"]))
+    changes: defaultdict[str, list[Event]] = defaultdict(list)
+    for change in events["transition"]:
+        changes[change["task"]].append(change)
+    found = verdict.violations
+    found += _check_submissions(events, rows, verdict)
+    found += _check_ends(rows, changes, calls)
+    found += _check_overlaps(calls)
+    found += _check_attempts(calls, rows, changes)
+    found += _check_order(events, rows, changes, calls)
+    found += _check_reads(events["read"], {event["task"]: event["t"] for event in events["submitted"]})
+    for bug in events["bug"]:
+        found.append(Violation("bug", bug["t"], "", bug["line"][:300]))
+    called = Counter(call.task for call in calls)
+    verdict.repeated_calls = sum(count - 1 for count in called.values())
+    verdict.finished = dict(Counter(str(row["code"]) for row in rows.values()))
+    verdict.errors = dict(Counter(row["reason"] or "?" for row in rows.values() if row["status"] == "error"))
+    found.sort(key=lambda violation: violation.at)
+    return verdict
+
+
+def _calls(events: dict[str, list[Event]]) -> list[Call]:
+    limit = events["run"][0]["limit"] if events["run"] else math.inf
+    killed = [event["t"] for event in events["a.killed"]]
+    open_calls: dict[int, Call] = {}
+    calls = []
+    for event in sorted([*events["a.begin"], *events["a.end"]], key=lambda event: float(event["t"])):
+        if event["kind"] == "a.end":
+            if call := open_calls.get(event["call"]):
+                call.end, call.code = min(call.end, event["t"]), event["code"]
+            continue
+        begin = event["t"]
+        # The promise holds as long as A answers within the limit: what was told to outlast it counts until then.
+        end = begin + limit - CLOCK_SLACK_SECONDS if event["outlasts"] else math.inf
+        end = min([end, *(time for time in killed if time >= begin)])
+        call = Call(event["device"], event["task"], event["attempt"], begin, end)
+        open_calls[event["call"]] = call  # A restarted A numbers anew; those before it have ended.
+        calls.append(call)
+    return calls
+
+
+def _check_submissions(events: dict[str, list[Event]], rows: dict[str, Event], verdict: Verdict) -> Iterable[Violation]:
+    sent = {event["marker"]: event["device"] for event in events["submit"]}
+    accepted: dict[str, Event] = {}
+    for event in events["submitted"]:
+        if event["status"] == 200 and event["task"]:
+            verdict.accepted += 1
+            accepted[event["marker"]] = event
+            row = rows.get(event["task"])
+            if row is None or row["status"] not in FINAL:
+                state = "there is no such row" if row is None else f"it is {row['status']}"
+                yield Violation("lost", event["t"], event["task"], f"accepted for {event['device']}, but {state}")
+        elif event["status"] is None:
+            verdict.unknown += 1
+        elif event["status"] == 503:
+            verdict.refused += 1
+        else:
+            yield Violation("answer", event["t"], "", f"POST answered {event['status']}")
+    tasks_of = defaultdict(list)
+    for task, row in rows.items():
+        marker = row["marker"]
+        tasks_of[marker].append(task)
+        if sent.get(marker) != row["device"]:
+            yield Violation("unsent", row["t"], task, f"{row['device']} with {marker!r}")
+        if row["status"] not in FINAL and marker not in accepted:
+            yield Violation("lost", row["t"], task, f"stored, not acknowledged, and still {row['status']}")
+    for marker, tasks in tasks_of.items():
+        known = accepted.get(marker)
+        if len(tasks) > 1 or (known and known["task"] not in tasks):
+            yield Violation("doubled", rows[tasks[0]]["t"], tasks[0], f"submission {marker} made {tasks}")
+
+
+def _check_ends(rows: dict[str, Event], changes: dict[str, list[Event]], calls: Sequence[Call]) -> Iterable[Violation]:
+    answers = defaultdict(list)
+    for call in calls:
+        if call.code:
+            answers[call.task].append(call)
+    for task, row in rows.items():
+        ends = [change for change in changes.get(task, ()) if change["old_status"] != change["status"]]
+        ends = [change for change in ends if change["old_status"] is not None]
+        if row["status"] in FINAL and [change["status"] for change in ends] != [row["status"]]:
+            seen = [(change["old_status"], change["status"]) for change in ends]
+            yield Violation("doubled", row["t"], task, f"{row['status']} by the transitions {seen}")
+        wanted = {"success": 200}.get(row["status"], 404 if row["code"] == 404 else None)
+        at = ends[0]["t"] if ends else row["t"]
+        if wanted and not any(
+            call.code == wanted and call.end <= at + CLOCK_SLACK_SECONDS for call in answers.get(task, ())
+        ):
+            said = [(call.attempt, call.code) for call in answers.get(task, ())]
+            yield Violation("unfounded", at, task, f"{row['status']} {row['code']}, but A said {said}")
+    for task, seen_changes in changes.items():
+        if task not in rows or any(change["status"] is None for change in seen_changes):
+            yield Violation("lost", seen_changes[0]["t"], task, "its row was removed")
+
+
+def _check_overlaps(calls: Sequence[Call]) -> Iterable[Violation]:
+    devices = defaultdict(list)
+    for call in calls:
+        devices[call.device].append(call)
+    for device, own in devices.items():
+        for first, second in pairwise(sorted(own, key=lambda call: call.begin)):
+            if second.begin < first.end:
+                yield Violation(
+                    "overlapping",
+                    second.begin,
+                    second.task,
+                    f"{device}: attempt {second.attempt} began {first.end - second.begin:.3f} s before the end of "
+                    f"{first.task} attempt {first.attempt}",
+                )
+
+
+def _check_attempts(
+    calls: Sequence[Call], rows: dict[str, Event], changes: dict[str, list[Event]]
+) -> Iterable[Violation]:
+    seen = set()
+    for call in calls:
+        key = call.task, call.attempt
+        if key in seen:
+            yield Violation("attempt called twice", call.begin, call.task, f"attempt {call.attempt}")
+        seen.add(key)
+        if call.task not in rows:
+            yield Violation("unsent", call.begin, call.task, f"A was called for {call.device}")
+        for change in changes.get(call.task, ()):
+            if change["status"] in FINAL and call.begin > change["t"] + CLOCK_SLACK_SECONDS:
+                late = call.begin - change["t"]
+                yield Violation("called after the end", call.begin, call.task, f"attempt {call.attempt}: {late:.3f} s")
+                break
+
+
+def _check_order(
+    events: dict[str, list[Event]], rows: dict[str, Event], changes: dict[str, list[Event]], calls: Sequence[Call]
+) -> Iterable[Violation]:
+    first_call: dict[str, float] = {}
+    for call in calls:
+        first_call[call.task] = min(first_call.get(call.task, math.inf), call.begin)
+    promoted: dict[str, int] = {}
+    for task, own in changes.items():
+        for change in own:
+            if change["active"] and not change["old_active"]:
+                promoted.setdefault(task, change["n"])
+    devices = defaultdict(list)
+    for row in rows.values():
+        devices[row["device"]].append(row)
+    for device, own in devices.items():
+        own.sort(key=lambda row: int(row["seq"]))
+        for what, when in (("called", first_call), ("promoted", promoted)):
+            for first, second in pairwise([row for row in own if row["task"] in when]):
+                if when[second["task"]] < when[first["task"]]:
+                    yield Violation(
+                        "order",
+                        second["t"],
+                        second["task"],
+                        f"{device}: seq {second['seq']} was {what} before seq {first['seq']}",
+                    )
+    yield from _check_acceptance(events, rows)
+
+
+def _check_acceptance(events: dict[str, list[Event]], rows: dict[str, Event]) -> Iterable[Violation]:
+    """What was acknowledged before another was sent comes before it."""
+    sent = {event["marker"]: event["t"] for event in events["submit"]}
+    devices = defaultdict(list)
+    for event in events["submitted"]:
+        if event["task"] in rows:
+            devices[event["device"]].append(event)
+    for device, own in devices.items():
+        for first, second in pairwise(sorted(own, key=lambda event: int(rows[event["task"]]["seq"]))):
+            if second["t"] < sent[first["marker"]]:
+                detail = f"{device}: acknowledged before {first['task']} was sent, but behind it"
+                yield Violation("order", second["t"], second["task"], detail)
+
+
+def _check_reads(reads: Sequence[Event], accepted_at: dict[str, float]) -> Iterable[Violation]:
+    tasks = defaultdict(list)
+    for read in reads:
+        if read["status"] in (200, 404, 500):
+            tasks[read["task"]].append(read)
+        elif read["status"] not in (None, 503):
+            yield Violation("answer", read["t"], read["task"], f"GET answered {read['status']}")
+    for task, own in tasks.items():
+        finals = [read for read in own if _state(read) != "running"]
+        for read in own:
+            earlier = {_state(final) for final in finals if final["t"] < read["began"]}
+            if earlier - {_state(read)}:
+                yield Violation("going back", read["t"], task, f"from {sorted(earlier)} to {_state(read)}")
+            if _state(read) == "missing" and accepted_at.get(task, math.inf) < read["began"]:
+                yield Violation("going back", read["t"], task, "acknowledged, and then not to be found")
+
+
+def _state(read: Event) -> str:
+    if read["status"] == 200:
+        return "running" if read["says"] == 204 else "success"
+    if read["status"] == 404:
+        return "missing" if "task" in str(read["says"]) else "not found"
+    return "error"

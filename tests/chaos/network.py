@@ -1,0 +1,82 @@
+"""The bad network: one proxy per link that a run's nemeses want to spoil; the other links stay direct."""
+
+import asyncio
+import random
+
+from typing_extensions import override
+
+from tests.proxy import Chunk, Proxy
+
+LINKS = (
+    "web-database",
+    "results-database",
+    "web-broker",
+    "results-broker",
+    "configurator-broker",
+    "configurator-a",
+)
+SYNC = b"S\x00\x00\x00\x04"
+"""PostgreSQL's Sync message: what a driver sends behind each Execute, and what commits a single statement."""
+
+
+class CommitCutter(Proxy):
+    """Cuts a connection right after its commit was sent to the database: committed, and nobody knows."""
+
+    def __init__(self, target_host: str, target_port: int) -> None:
+        super().__init__(target_host, target_port)
+        self.chance = 0.0
+
+    @override
+    async def _forward(self, chunks: "asyncio.Queue[Chunk]", writer: asyncio.StreamWriter) -> None:
+        to_server = writer.get_extra_info("peername")[1] == self._target[1]
+        if not to_server:
+            await super()._forward(chunks, writer)
+            return
+        loop = asyncio.get_running_loop()
+        while True:
+            due, data = await chunks.get()
+            await asyncio.sleep(due - loop.time())
+            await self._passing.wait()
+            if not data:
+                writer.write_eof()
+                return
+            writer.write(data)
+            await writer.drain()
+            if (b"COMMIT" in data or data.endswith(SYNC)) and random.random() < self.chance:
+                raise ConnectionAbortedError
+
+
+class Network:
+    """The links between our processes and what they talk to."""
+
+    def __init__(self, spoiled: frozenset[str]) -> None:
+        self._spoiled = spoiled
+        self._proxies: dict[str, CommitCutter] = {}
+
+    async def open(self, amqp_port: int, database_port: int, a_port: int) -> None:
+        """Put a proxy on each link that is going to be spoiled."""
+        ports = {"broker": amqp_port, "database": database_port, "a": a_port}
+        for link in sorted(self._spoiled):
+            proxy = CommitCutter("127.0.0.1", ports[link.rpartition("-")[2]])
+            await proxy.start()
+            self._proxies[link] = proxy
+
+    async def close(self) -> None:
+        """Cut everything and stop."""
+        for proxy in self._proxies.values():
+            await proxy.stop()
+
+    def port(self, link: str, direct: int) -> int:
+        """Where a process connects for this link."""
+        return self._proxies[link].url_port if link in self._proxies else direct
+
+    def proxy(self, link: str) -> CommitCutter:
+        """The proxy on a link."""
+        return self._proxies[link]
+
+    def heal(self) -> None:
+        """Let everything pass as if nothing had been."""
+        for proxy in self._proxies.values():
+            proxy.delay(0)
+            proxy.chance = 0
+            proxy.blackhole(False)

@@ -1,0 +1,143 @@
+"""The clients: they submit, poll, give up and come back, and write down what they saw."""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from tests.chaos.history import History
+from tests.chaos.service_a import SLOW
+
+TIMEOUT_SECONDS = 7.0
+SHARED_DEVICES = 40
+MAX_OPEN = 3000
+"""Submissions in flight; beyond that the clients wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A task that a client holds the id of."""
+
+    device: str
+    task: str
+
+
+class Workload:
+    """Clients of several web processes, together `rate` submissions a second.
+
+    A time-out or a lost connection is "unknown", never failed: the task may have been stored.
+    """
+
+    def __init__(self, urls: Sequence[str], history: History, seed: int, rate: float) -> None:
+        self._urls = urls
+        self._history = history
+        self._random = random.Random(seed)
+        self._rate = rate
+        self._name = f"{seed}"
+        self._count = 0
+        self._recent: deque[Accepted] = deque(maxlen=5000)
+        self._clients: set[asyncio.Task[None]] = set()
+        self._stopped = asyncio.Event()
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        )
+
+    async def run(self) -> None:
+        """Submit at the rate, whatever the answers, until stopped."""
+        arrivals = 0.0
+        before = time.monotonic()
+        while not self._stopped.is_set():
+            now = time.monotonic()
+            arrivals = min(arrivals + (now - before) * self._rate, self._rate)
+            before = now
+            while arrivals >= 1 and len(self._clients) < MAX_OPEN:
+                arrivals -= 1
+                self._spawn(self._client())
+                if self._recent and self._random.random() < 0.05:
+                    self._spawn(self._come_back())
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """Submit no more, and wait until every client has gone."""
+        self._stopped.set()
+        while self._clients:
+            await asyncio.wait(self._clients)
+
+    async def look_again(self, count: int) -> None:
+        """Read some tasks once more, from any process, when all is over."""
+        known = self._random.sample(self._recent, min(count, len(self._recent)))
+        for start in range(0, len(known), 50):
+            await asyncio.gather(*(self._read(accepted) for accepted in known[start : start + 50]))
+
+    async def close(self) -> None:
+        """Close the connections, and forget clients that are still there."""
+        self._stopped.set()
+        for client in self._clients:
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        await self._http.close()
+
+    def _spawn(self, client: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(client)
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+
+    def _device(self) -> str:
+        """Mostly a device of its own; some share one, and some are slow."""
+        chance = self._random.random()
+        if chance < 0.04:
+            return f"SHARED{self._random.randrange(SHARED_DEVICES):04}"
+        if chance < 0.045:
+            return f"{SLOW}SHARED{self._random.randrange(3)}"
+        return f"{SLOW if chance < 0.06 else 'CPE'}{self._name}x{self._count:07}"
+
+    async def _client(self) -> None:
+        accepted = await self._submit()
+        if accepted is None:
+            return
+        self._recent.append(accepted)
+        if self._random.random() < 0.5:
+            return
+        patience = self._random.choice((1, 1, 2, 4, 8))
+        for _ in range(patience):
+            await asyncio.sleep(self._random.uniform(0.2, 2))
+            if await self._read(accepted) or self._stopped.is_set():
+                return
+
+    async def _come_back(self) -> None:
+        accepted = self._random.choice(self._recent)
+        if await self._read(accepted) and not self._stopped.is_set():
+            await asyncio.sleep(self._random.uniform(0, 1))
+            await self._read(accepted)
+
+    async def _submit(self) -> Accepted | None:
+        self._count += 1
+        marker, device = f"{self._name}-{self._count}", self._device()
+        self._history.write("submit", marker=marker, device=device)
+        url = f"{self._random.choice(self._urls)}/api/v1/equipment/cpe/{device}"
+        body = {"timeoutInSeconds": 1, "parameters": {"username": marker, "password": "secret", "interfaces": [1]}}
+        status, answer = await self._ask("POST", url, body)
+        task = answer.get("taskId") if status == 200 else None
+        self._history.write("submitted", marker=marker, device=device, status=status, task=task)
+        return Accepted(device, task) if task else None
+
+    async def _read(self, accepted: Accepted) -> bool:
+        """Read a status; tell whether it is final."""
+        began = time.monotonic()
+        url = f"{self._random.choice(self._urls)}/api/v1/equipment/cpe/{accepted.device}/task/{accepted.task}"
+        status, answer = await self._ask("GET", url, None)
+        says = answer.get("message") if status == 404 else answer.get("code")
+        self._history.write("read", task=accepted.task, began=began, status=status, says=says)
+        return status in (404, 500) or (status == 200 and says == 200)
+
+    async def _ask(self, method: str, url: str, body: Any) -> tuple[int | None, dict[str, Any]]:
+        try:
+            async with self._http.request(method, url, json=body) as response:
+                return response.status, await response.json()
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None, {}
