@@ -63,10 +63,10 @@ def parse_request(raw: bytes) -> ConfigureRequest:
     if isinstance(value, dict) and isinstance(listed := value.get("parameters"), list) and len(listed) == 1:
         value["parameters"] = listed[0]
     faults = _faults(value)
-    if b"\\u" in raw and isinstance(value, dict):  # The only way in for a NUL or half a surrogate pair.
-        faults += [
+    if not faults and b"\\u" in raw:  # The only way in for a NUL or half a surrogate pair.
+        faults = [
             {"loc": loc, "msg": "String should hold no NUL and no lone surrogate"}
-            for loc in _unstorable(value.get("parameters"), ["parameters"])
+            for loc in _unstorable(value["parameters"], ["parameters"])
         ]
     if faults:
         raise InvalidBodyError(faults)

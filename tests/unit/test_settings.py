@@ -1,0 +1,296 @@
+"""Every process's settings: the contract's defaults, the same as in env.example, and one line about a wrong value."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+
+import pytest
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings
+
+import configurator.settings
+import service_a.settings
+import service_b.results.settings
+import service_b.settings
+from messaging.settings import BrokerSettings
+from telemetry.settings import read_settings
+from tests.system.spawning import ROOT, base_environment
+
+SECRET = "hunter2-Secret"
+
+LOGS = {"LOG_LEVEL": "INFO", "LOG_FORMAT": ""}
+BROKER = {
+    "AMQP_URL": "",
+    "RMQ_HOST": "localhost",
+    "RMQ_PORT": "5672",
+    "RMQ_USER": "guest",
+    "RMQ_PASSWORD": "guest",
+    "EXCHANGE": "exchange",
+    "TO_CONFIGURE_QUEUE": "to_configure",
+    "CONFIGURED_QUEUE": "configured",
+    "TO_CONFIGURE_KEY": "to_configure_key",
+    "CONFIGURED_KEY": "configured_key",
+}
+DATABASE = {
+    "DATABASE_URL": "",
+    "POSTGRES_USER": "admin",
+    "POSTGRES_PASSWORD": "admin",
+    "POSTGRES_HOST": "localhost",
+    "POSTGRES_PORT": "5432",
+    "POSTGRES_DB": "test",
+    "POOL_SIZE": "10",
+}
+SERVICE_A = LOGS | {
+    "APP_NAME": "SERVICE_A",
+    "APP_HOST": "0.0.0.0",
+    "APP_PORT": "7777",
+    "RESPONSE_DELAY_SECONDS": "60",
+    "KNOWN_EQUIPMENT": "*",
+    "ERROR_RATE": "0",
+}
+WEB = (
+    LOGS
+    | BROKER
+    | DATABASE
+    | {
+        "APP_NAME": "SERVICE_B",
+        "APP_HOST": "0.0.0.0",
+        "APP_PORT": "7776",
+        "SERVICE_A_GRACE_SECONDS": "75",
+        "TASK_DEADLINE_SECONDS": "86400",
+    }
+)
+RESULTS = (
+    LOGS
+    | BROKER
+    | DATABASE
+    | {
+        "HEALTH_HOST": "0.0.0.0",
+        "HEALTH_PORT": "7775",
+        "MAX_ATTEMPTS": "3",
+        "RETRY_BASE_SECONDS": "1",
+        "RETRY_MAX_SECONDS": "300",
+    }
+)
+CONFIGURATOR = (
+    LOGS
+    | BROKER
+    | {
+        "SERVICE_A_URL": "http://localhost:7777",
+        "CONCURRENCY": "1000",
+        "SHUTDOWN_GRACE_SECONDS": "90",
+        "HEALTH_HOST": "0.0.0.0",
+        "HEALTH_PORT": "7774",
+    }
+)
+
+PROCESSES: dict[str, tuple[type[BaseSettings], dict[str, str]]] = {
+    "service_a": (service_a.settings.Settings, SERVICE_A),
+    "service_b": (service_b.settings.Settings, WEB),
+    "service_b.results": (service_b.results.settings.Settings, RESULTS),
+    "configurator": (configurator.settings.Settings, CONFIGURATOR),
+}
+"""Section 6 of the contract: each process's variables and their defaults; empty where there is none."""
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SERVICE_A | WEB | RESULTS | CONFIGURATOR:
+        monkeypatch.delenv(name, raising=False)
+
+
+def plain(value: object) -> str:
+    """Write a setting's value as a variable has it."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "" if value is None else str(value)
+
+
+def values(settings: BaseSettings) -> dict[str, str]:
+    return {name.upper(): plain(getattr(settings, name)) for name in type(settings).model_fields}
+
+
+def example(package: str) -> Iterator[tuple[str, str]]:
+    for line in (ROOT / package / "env.example").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            yield name, value
+
+
+def run(module: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module],
+        env=base_environment() | dict(environment),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("module", PROCESSES)
+def test_the_defaults_are_the_contracts(module: str) -> None:
+    settings, contract = PROCESSES[module]
+    assert values(settings()) == contract
+
+
+@pytest.mark.parametrize("package", ["service_a", "service_b", "configurator"])
+def test_env_example_names_every_variable_with_its_default(package: str) -> None:
+    contract: dict[str, str] = {}
+    for module, (_, variables) in PROCESSES.items():
+        if module.split(".")[0] == package:
+            contract |= variables
+    lines = list(example(package))
+    assert dict(lines) == contract
+    assert len(lines) == len(contract)  # none twice
+
+
+@pytest.mark.parametrize("module", PROCESSES)
+def test_an_empty_variable_means_the_default(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, contract = PROCESSES[module]
+    for name in contract:
+        monkeypatch.setenv(name, "")
+    assert values(settings()) == contract
+
+
+@pytest.mark.parametrize("module", PROCESSES)
+def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, contract = PROCESSES[module]
+    given = {
+        name: "1" if default.isdigit() else f"https://{name.lower()}" if default.startswith("http") else name.lower()
+        for name, default in contract.items()
+    } | {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": "json"}
+    urls = {"AMQP_URL": "amqp://broker/", "DATABASE_URL": "postgresql://database/"}
+    given |= {name: url for name, url in urls.items() if name in contract}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert values(settings()) == given
+
+
+@pytest.mark.parametrize("module", PROCESSES)
+def test_settings_cannot_be_changed_and_show_no_password(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RMQ_PASSWORD", "POSTGRES_PASSWORD"):
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv("AMQP_URL", f"amqp://user:{SECRET}@broker/")
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://user:{SECRET}@database/")
+    settings = PROCESSES[module][0]()
+    assert SECRET not in f"{settings!r} {settings}"
+    with pytest.raises(ValueError, match="frozen"):
+        settings.log_level = "DEBUG"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("module", "variable", "value"),
+    [
+        ("service_a", "ERROR_RATE", SECRET),
+        ("service_b", "DATABASE_URL", f"postgresql://admin:{SECRET}/1@localhost/test"),
+        ("service_b.results", "RETRY_MAX_SECONDS", "nan"),
+        ("configurator", "AMQP_URL", f"http://guest:{SECRET}@localhost/"),
+    ],
+)
+def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str, value: str) -> None:
+    ended = run(module, {variable: value})
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert re.fullmatch(rf"wrong settings: {variable}: [^\n]+\n", ended.stderr)
+    assert SECRET not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "variable", "value"),
+    [
+        *((module, "LOG_LEVEL", "debug!") for module in PROCESSES),
+        *((module, "LOG_FORMAT", "xml") for module in PROCESSES),
+        *(
+            (module, name, value)
+            for module, (_, contract) in PROCESSES.items()
+            for name, default in contract.items()
+            if default.isdigit()
+            for value in (SECRET, "-1", "1e99", "inf", "1 2")
+        ),
+        ("service_a", "ERROR_RATE", "1.1"),
+        ("service_b", "TASK_DEADLINE_SECONDS", "0"),
+        ("service_b.results", "MAX_ATTEMPTS", "0"),
+        ("configurator", "CONCURRENCY", "0"),
+        ("configurator", "CONCURRENCY", "65536"),
+        *(
+            ("configurator", "SERVICE_A_URL", url)
+            for url in (SECRET, "localhost:7777", "ftp://a", "http://", "http://a:b", "http://a:99999", f"//{SECRET}@a")
+        ),
+        *(("configurator", "RMQ_HOST", host) for host in (f"{SECRET} x", "a/b", "user@host", "host:5672")),
+        *(("service_b", name, "x" * 201) for name in ("EXCHANGE", "TO_CONFIGURE_KEY")),
+        *(
+            ("service_b", "AMQP_URL", url)
+            for url in (
+                SECRET,
+                f"http://guest:{SECRET}@a/",
+                f"amqp://guest:{SECRET}@a:port/",
+                f"amqp://guest:{SECRET}@/",
+                f"amqp://guest:{SECRET}@a/,",
+                f"amqp://a/,redis://:{SECRET}@b/",
+                f"amqp://a/?heartbeat={SECRET}",
+                "amqp://a/?heartbeat=0",
+                "amqp://a/?heartbeat=601",
+            )
+        ),
+        *(
+            ("service_b.results", "DATABASE_URL", url)
+            for url in (
+                SECRET,
+                f"mysql://admin:{SECRET}@a/test",
+                f"postgresql://admin:{SECRET}@a:port/test",
+                f"postgresql://admin:x/{SECRET}@a/test",
+                f"postgresql://admin:{SECRET}@a:99999/test",
+            )
+        ),
+    ],
+)
+def test_every_wrong_value_is_named_and_not_echoed(
+    module: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PROCESSES[module][0]
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit) as stopped:
+        service_a.settings.read_settings() if module == "service_a" else read_settings(settings)
+    line = str(stopped.value)
+    assert line.startswith(f"wrong settings: {variable}: ")
+    assert "\n" not in line
+    assert SECRET not in line
+
+
+def nodes(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return [str(url) for url in BrokerSettings().nodes]
+
+
+def test_the_brokers_parts_make_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nodes(monkeypatch) == ["amqp://guest:guest@localhost:5672/?heartbeat=10"]
+
+
+def test_a_password_may_hold_any_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMQ_PASSWORD", "p@ss:w/rd?#,%20ü")
+    (node,) = BrokerSettings().nodes
+    assert (node.user, node.password, node.host) == ("guest", "p@ss:w/rd?#,%20ü", "localhost")
+
+
+def test_a_list_of_nodes_wins_over_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nodes(
+        monkeypatch, AMQP_URL="amqp://u:p@one:1/v, amqps://two/?heartbeat=30,amqp://three//", RMQ_HOST="four"
+    ) == ["amqp://u:p@one:1/v?heartbeat=10", "amqps://two/?heartbeat=30", "amqp://three//?heartbeat=10"]
+
+
+@pytest.mark.parametrize(
+    ("url", "heartbeat"),
+    [("amqp://a/", 10), ("amqp://a/?heartbeat=2", 2), ("amqp://a/?heartbeat=2,amqp://b/?heartbeat=60", 60)],
+)
+def test_lateness_follows_from_the_longest_heartbeat(url: str, heartbeat: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMQP_URL", url)
+    settings = BrokerSettings()
+    assert settings.heartbeat_seconds == heartbeat
+    # aiormq closes a silent connection after 3 x (heartbeat + 1), looked at every half heartbeat.
+    assert settings.lateness_seconds >= 3 * (heartbeat + 1) + heartbeat / 2
