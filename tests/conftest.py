@@ -30,9 +30,12 @@ DEADLINE_SECONDS = 90.0
 
 
 async def eventually(
-    condition: Callable[[], Awaitable[object]] | Callable[[], object], timeout: float = DEADLINE_SECONDS
+    condition: Callable[[], Awaitable[object]] | Callable[[], object],
+    timeout: float = DEADLINE_SECONDS,
+    *,
+    every: float = 0.02,
 ) -> None:
-    """Poll until the condition holds; fail with its last value after `timeout` seconds."""
+    """Poll, `every` so many seconds, until the condition holds; fail with its last value after `timeout` seconds."""
     until = time.monotonic() + timeout
     while True:
         value = condition()
@@ -41,7 +44,7 @@ async def eventually(
         if value:
             return
         assert time.monotonic() < until, f"still {value!r} after {timeout} s"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(every)
 
 
 @pytest.fixture(scope="session")

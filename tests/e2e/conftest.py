@@ -1,27 +1,33 @@
 """Our processes as they run in production, around a fake A, on servers that the test may break."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import UUID
 
 import aiohttp
 import asyncpg
 import pytest
-from yarl import URL
+from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
 
+from messaging.settings import BrokerSettings
 from tests.conftest import eventually
-from tests.fake_a import FakeA
+from tests.fake_a import Behaviour, FakeA, answer
 from tests.system.processes import Module, Process
-from tests.system.spawning import free_port
+from tests.system.rabbitmq import RabbitMQ
 
 T = TypeVar("T")
 
 PATH = "/api/v1/equipment/cpe"
 BODY = {"timeoutInSeconds": 1, "parameters": {"username": "admin", "password": "admin", "interfaces": [1]}}
+FINISH_SECONDS = 150.0
+GRACE_SECONDS = 4
+"""Together with the body's `timeoutInSeconds`, a call's time limit: short, since what a crash loses waits for it."""
 
 _threads = ThreadPoolExecutor(16, "system")
 
@@ -31,11 +37,27 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.get_running_loop().run_in_executor(_threads, function, *arguments)
 
 
+def serials(count: int, prefix: str = "DEVICE") -> list[str]:
+    """Name so many devices."""
+    return [f"{prefix}{number:05}" for number in range(count)]
+
+
+def held(until: asyncio.Event) -> Behaviour:
+    """Work until the test lets go, then succeed."""
+
+    async def behave(fake: FakeA, request: web.Request) -> web.StreamResponse:
+        await until.wait()
+        return await answer()(fake, request)
+
+    return behave
+
+
 @dataclass
 class Fleet:
     """Processes of one system, which share a broker, a database and a service A."""
 
     logs: Path
+    queues: BrokerSettings
     environment: dict[str, str]
     fake_a: FakeA
     client: aiohttp.ClientSession
@@ -56,84 +78,116 @@ class Fleet:
         await asyncio.gather(*(in_thread(process.start) for process in made))
         return made
 
-    async def submit(self, web: Process, serials: Iterable[str]) -> list[str]:
+    async def submit(self, web_process: Process, devices: Iterable[str]) -> list[str]:
         """POST a task for each device at once; return the paths of the tasks."""
-        return await asyncio.gather(*(self.submit_one(web, serial) for serial in serials))
+        return await asyncio.gather(*(self.submit_one(web_process, serial) for serial in devices))
 
-    async def submit_one(self, web: Process, serial: str) -> str:
+    async def submit_one(self, web_process: Process, serial: str) -> str:
         """POST one task; return its path."""
-        async with self.client.post(f"{web.url}{PATH}/{serial}", json=BODY) as response:
+        async with self.client.post(f"{web_process.url}{PATH}/{serial}", json=BODY) as response:
             assert response.status == 200, await response.text()
             return response.headers["Location"]
 
-    async def code(self, web: Process, path: str) -> int:
+    async def code(self, web_process: Process, path: str) -> int:
         """GET a task's state: 204 while it runs."""
-        async with self.client.get(web.url + path) as response:
+        async with self.client.get(web_process.url + path) as response:
             return int((await response.json())["code"])
 
-    async def all_finished(self, timeout: float = 150) -> None:
-        """Wait until no task is pending."""
-        await eventually(lambda: self.sql.fetchval("SELECT count(*) = 0 FROM task WHERE status = 'pending'"), timeout)
+    async def final_codes(self, web_process: Process, paths: Sequence[str]) -> list[int]:
+        """GET the tasks' states until all have ended; return what each one's client is told."""
+        codes: list[int] = []
 
-    async def statuses(self) -> dict[tuple[str, int | None], int]:
-        """Count the tasks by status and code."""
-        rows = await self.sql.fetch("SELECT status, code, count(*) FROM task GROUP BY status, code")
-        return {(row["status"], row["code"]): row["count"] for row in rows}
+        async def all_ended() -> bool:
+            while len(codes) < len(paths):
+                code = await self.code(web_process, paths[len(codes)])
+                if code == 204:
+                    return False
+                codes.append(code)
+            return True
 
-    async def attempts(self) -> dict[UUID, int]:
-        """Tell how often each task was dispatched."""
-        return {row["id"]: row["attempt"] for row in await self.sql.fetch("SELECT id, attempt FROM task")}
+        await eventually(all_ended, FINISH_SECONDS, every=0.1)
+        assert await self.sql.fetchval("SELECT count(*) FROM task WHERE status = 'pending'") == 0
+        return codes
 
     async def calls(self, count: int) -> None:
         """Wait until A has seen so many calls."""
         await eventually(lambda: len(self.fake_a.ledger) >= count)
 
-    async def metric(self, process: Process, name: str) -> float:
-        """Read one metric; 0 where it is not there yet."""
+    async def metric(self, process: Process, name: str, **labels: str) -> float | None:
+        """Read one sample of a process's metrics; None while there is no such one."""
         async with self.client.get(f"{process.url}/metrics") as response:
-            for line in (await response.text()).splitlines():
-                if line.startswith(f"{name} "):
-                    return float(line.rsplit(" ", 1)[1])
-        return 0.0
+            return samples(await response.text()).get((name, frozenset(labels.items())))
 
     async def close(self) -> None:
         """End what still runs."""
         await asyncio.gather(*(in_thread(process.close) for process in self.processes))
 
 
-FleetMaker = Callable[..., Any]
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Read what `/metrics` says, by name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@asynccontextmanager
+async def open_fleet(
+    logs: Path, queues: BrokerSettings, database_url: str, fake_a: FakeA, **environment: str
+) -> AsyncIterator[Fleet]:
+    """Prepare a system without processes yet; those that are started in it end with it."""
+    assert queues.amqp_url
+    own = {
+        "AMQP_URL": queues.amqp_url.get_secret_value(),
+        "EXCHANGE": queues.exchange,
+        "TO_CONFIGURE_QUEUE": queues.to_configure_queue,
+        "CONFIGURED_QUEUE": queues.configured_queue,
+        "DATABASE_URL": database_url,
+        "SERVICE_A_GRACE_SECONDS": str(GRACE_SECONDS),
+    }
+    sql = await asyncpg.connect(database_url)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+        fleet = Fleet(logs, queues, own | environment, fake_a, client, sql)
+        try:
+            yield fleet
+        finally:
+            await fleet.close()
+            sql.terminate()
 
 
 @pytest.fixture
-async def make_fleet(tmp_path: Path, fake_a: FakeA) -> AsyncIterator[Callable[..., Any]]:
-    """Make a fleet on a broker and a database: `await make_fleet(amqp_url, database_url, GRACE..., ...)`."""
-    fleets: list[Fleet] = []
-
-    async def make(amqp_url: str, database_url: str, *, heartbeat: int = 2, **environment: str) -> Fleet:
-        urls = [str(URL(url).update_query(heartbeat=heartbeat)) for url in amqp_url.split(",")]
-        fleet = Fleet(
-            tmp_path / "logs",
-            {"AMQP_URL": ",".join(urls), "DATABASE_URL": database_url, "SERVICE_A_GRACE_SECONDS": "2"} | environment,
-            fake_a,
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)),
-            await asyncpg.connect(database_url),
-        )
-        fleets.append(fleet)
-        return fleet
-
-    yield make
-    for fleet in fleets:
-        await fleet.close()
-        await fleet.client.close()
-        fleet.sql.terminate()
+async def fleet(tmp_path: Path, broker: BrokerSettings, database_url: str, fake_a: FakeA) -> AsyncIterator[Fleet]:
+    """A fleet on the run's servers, with queues and a database of its own."""
+    async with open_fleet(tmp_path / "logs", broker, database_url, fake_a) as made:
+        yield made
 
 
-@pytest.fixture
-async def fleet(
-    make_fleet: Callable[..., Any], amqp_url: str, database_url: str, request: pytest.FixtureRequest
-) -> Fleet:
-    """A fleet on the run's broker, with queues of its own, and a database of its own."""
-    unique = f"{request.node.name[:40]}-{free_port()}"
-    names = {name: f"{name}-{unique}" for name in ("EXCHANGE", "TO_CONFIGURE_QUEUE", "CONFIGURED_QUEUE")}
-    made: Fleet = await make_fleet(amqp_url, database_url, **names)
-    return made
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A broker that the module's tests stop, kill and start again; each leaves it running."""
+    with RabbitMQ(tmp_path_factory.mktemp("breakable")) as node:
+        yield node
+
+
+Errors = Mapping[str, BaseException | None]
+
+
+def run_together(scenarios: Mapping[str, Callable[[], Awaitable[None]]]) -> Errors:
+    """Run scenarios that spend their time waiting at the same time, and keep each one's error for its own test."""
+
+    async def run() -> list[BaseException | None]:
+        return await asyncio.gather(*(scenario() for scenario in scenarios.values()), return_exceptions=True)
+
+    return dict(zip(scenarios, asyncio.run(run()), strict=True))
+
+
+def raise_error(errors: Errors, scenario: str) -> None:
+    """Fail as the scenario did."""
+    if error := errors[scenario]:
+        raise error
+
+
+def encoded(message: Mapping[str, Any]) -> bytes:
+    """Put a message of any version on the wire."""
+    return json.dumps(message).encode()

@@ -1,10 +1,9 @@
 """`python -m tests.e2e.crash_at MODULE POINT`: run a process of ours that kills itself (SIGKILL) at one point.
 
-The point is a function of the production code, and whether to die before or after it; the production code knows
-nothing of this.
+The point lies before or after a function of the production code, or of a library; the code itself knows nothing of
+this.
 """
 
-import asyncio
 import os
 import runpy
 import signal
@@ -13,25 +12,12 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import aiormq
+
 from configurator.service_a import ServiceA
 from messaging.channel import Channel, Delivery
+from service_b import tasks
 from service_b.tasks import TaskTable
-
-POINTS: dict[str, tuple[type, str, str]] = {
-    "relay: claimed, not published": (TaskTable, "claim", "after"),
-    "relay: publishing": (Channel, "publish", "during"),
-    "relay: published and confirmed": (Channel, "publish", "after"),
-    "configurator: delivered, not called": (ServiceA, "configure", "before"),
-    "configurator: calling": (ServiceA, "configure", "during"),
-    "configurator: answered, not published": (Channel, "publish", "before"),
-    "configurator: publishing the outcome": (Channel, "publish", "during"),
-    "configurator: published, not acknowledged": (Delivery, "ack", "before"),
-    "results: delivered, not recorded": (TaskTable, "apply", "before"),
-    "results: recording": (TaskTable, "apply", "during"),
-    "results: recorded, not acknowledged": (Delivery, "ack", "before"),
-}
-DURING_SECONDS = 0.003
-"""Enough for the bytes to be on their way, too little for the answer of a call."""
 
 
 def die() -> None:
@@ -39,28 +25,44 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sabotage(owner: type, name: str, moment: str) -> None:
-    """Wrap a coroutine function so that the process dies before, during or after its first call that does something."""
-    original: Callable[..., Any] = getattr(owner, name)
+def before(owner: Any, name: str) -> None:
+    """Make the process die instead of calling a function; one that is not there any more is an error."""
+    assert callable(getattr(owner, name))
+    setattr(owner, name, lambda *_, **__: die())
+
+
+def after(owner: Any, name: str, counts: Callable[[dict[str, Any], Any], object]) -> None:
+    """Make the process die once a coroutine function has returned, if its keywords and its result count."""
+    original = getattr(owner, name)
 
     @wraps(original)
     async def dying(*arguments: Any, **keywords: Any) -> Any:
-        if name == "publish" and not keywords.get("mandatory", True):
-            return await original(*arguments, **keywords)  # The reconciler's probe carries no task.
-        if moment == "before":
-            die()
-        if moment == "during":
-            asyncio.get_running_loop().call_later(DURING_SECONDS, die)
         result = await original(*arguments, **keywords)
-        if moment == "after" and result:
+        if counts(keywords, result):
             die()
         return result
 
     setattr(owner, name, dying)
 
 
+POINTS: dict[str, Callable[[], None]] = {
+    "relay: claimed, not published": lambda: after(TaskTable, "claim", lambda _, claimed: claimed),
+    # The broker confirms what it has safe; to die as its confirm arrives is to die before having seen it.
+    "relay: published, not confirmed": lambda: before(aiormq.Channel, "_on_confirm_frame"),
+    # The reconciler's probes, which are not mandatory, are none of the relay's.
+    "relay: confirmed": lambda: after(Channel, "publish", lambda keywords, _: keywords.get("mandatory", True)),
+    "configurator: delivered, not called": lambda: before(ServiceA, "configure"),
+    "configurator: answered, not published": lambda: before(Channel, "publish"),
+    "configurator: published, not confirmed": lambda: before(aiormq.Channel, "_on_confirm_frame"),
+    "configurator: confirmed, not acknowledged": lambda: before(Delivery, "ack"),
+    "results: delivered, not recorded": lambda: before(TaskTable, "apply"),
+    "results: recorded, not committed": lambda: before(tasks, "_promote"),
+    "results: committed, not acknowledged": lambda: after(TaskTable, "apply", lambda *_: True),
+}
+
+
 if __name__ == "__main__":
     module, point = sys.argv[1:]
-    sabotage(*POINTS[point])
+    POINTS[point]()
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

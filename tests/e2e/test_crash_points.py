@@ -1,21 +1,33 @@
 """Whatever a process is about when it is killed, after a restart every task ends, and no device is worked on twice."""
 
 import asyncio
+import json
+import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from functools import partial
 
-import aiohttp
-import asyncpg
 import pytest
-from yarl import URL
+from aiohttp import web
+from pydantic import SecretStr
+from uuid_utils.compat import uuid7
 
-from tests.conftest import eventually, new_database
-from tests.e2e.conftest import Fleet, in_thread
+from service_b.database import DatabaseSettings, create_pool
+from service_b.tasks import NewTask, TaskTable
+from tests.conftest import eventually, new_database, own_queues
+from tests.e2e.conftest import (
+    BODY,
+    GRACE_SECONDS,
+    PATH,
+    Errors,
+    Fleet,
+    in_thread,
+    open_fleet,
+    raise_error,
+    run_together,
+    serials,
+)
 from tests.e2e.crash_at import POINTS
-from tests.fake_a import FakeA
+from tests.fake_a import Behaviour, FakeA, answer
 from tests.system.processes import Module, Process
 from tests.system.spawning import base_environment, spawn
 
@@ -24,81 +36,99 @@ MODULES: dict[str, Module] = {
     "configurator": "configurator",
     "results": "service_b.results",
 }
-TASKS = 5
+DEVICES = serials(5)
+# Two tasks more wait for the first device.
+TASKS = [*DEVICES, DEVICES[0], DEVICES[0]]
+ANSWERS = {DEVICES[3]: 404, DEVICES[4]: 500}
+
+CALLING = "configurator: calling"
+"""Whether A has got a call is known to A only: it kills its caller, and works on."""
+
+# How often A may be called. A device's first call is made again when its configurator may have died during it.
+CALLS = dict.fromkeys([*POINTS, CALLING], (len(TASKS), len(TASKS))) | {
+    CALLING: (len(TASKS) + len(DEVICES), len(TASKS) + len(DEVICES)),
+    "configurator: answered, not published": (len(TASKS) + 1, len(TASKS) + len(DEVICES)),
+    "configurator: published, not confirmed": (len(TASKS), len(TASKS) + len(DEVICES)),
+    "configurator: confirmed, not acknowledged": (len(TASKS), len(TASKS) + len(DEVICES)),
+}
 
 
-async def crash(point: str, folder: Path, amqp_url: str, database_url: str) -> dict[str, Any]:
-    """Let one process die at the point, start it again, and tell what became of the tasks."""
+async def crash(point: str, fleet: Fleet, starting: asyncio.Semaphore) -> None:
+    """Let one process die at the point, start it again, and look at what became of the tasks."""
+    fake = fleet.fake_a
     module = MODULES[point.split(":", maxsplit=1)[0]]
-    unique = uuid4().hex[:8]
-    names = {name: f"{name}-{unique}" for name in ("EXCHANGE", "TO_CONFIGURE_QUEUE", "CONFIGURED_QUEUE")}
-    fake = FakeA(delay=0.2)
-    async with fake, aiohttp.ClientSession() as client:
-        environment = {
-            "AMQP_URL": str(URL(amqp_url).update_query(heartbeat=1)),
-            "DATABASE_URL": database_url,
-            "SERVICE_A_GRACE_SECONDS": "2",
-        }
-        sql = await asyncpg.connect(database_url)
-        fleet = Fleet(folder / unique, environment | names, fake, client, sql)
-        try:
-            others: list[Module] = ["service_b", "service_b.results", "configurator"]
-            others.remove(module)
-            healthy = await fleet.start(*others)
-            doomed = fleet.process(module)
+    others: list[Module] = ["service_b", "service_b.results", "configurator"]
+    others.remove(module)
+    async with starting:
+        healthy = await fleet.start(*others)
+        doomed = fleet.process(module)
+        if module == "service_b":
+            # The tasks are there before it starts, or it could die before it has answered the POSTs.
+            paths = await store(fleet.environment["DATABASE_URL"])
             dying = await in_thread(start_dying, doomed, point)
-            # The relay's process answers POSTs too: a second web process takes them, and relays once it is started.
-            web = doomed if module == "service_b" else healthy[0]
-            await eventually(doomed.is_ready)
-            with suppress(aiohttp.ClientError):  # The relay may take its process with it before the last answer.
-                await fleet.submit(web, [f"DEVICE{number:05}" for number in range(TASKS)])
-            await eventually(lambda: dying.poll() is not None)
-            stored = await sql.fetchval("SELECT count(*) FROM task")
-            await in_thread(doomed.start)
-            await fleet.all_finished()
-            return {
-                "exit": dying.returncode,
-                "stored": stored,
-                "statuses": await fleet.statuses(),
-                "overlapping": fake.overlapping(),
-                "calls": len(fake.ledger),
-            }
-        finally:
-            await fleet.close()
-            sql.terminate()
+            web_process = doomed
+        else:
+            dying = await in_thread(start_dying, doomed, point)
+            web_process = healthy[0]
+            await eventually(partial(in_thread, doomed.is_ready), every=0.1)
+            fake.default = answer_or_kill(dying if point == CALLING else None)
+            paths = await fleet.submit(web_process, TASKS)
+        await eventually(lambda: dying.poll() is not None, every=0.1)
+        assert dying.returncode == -9, "it ended before it came to the point"
+        await in_thread(doomed.start)
+    codes = await fleet.final_codes(web_process, paths)
+    assert codes == [ANSWERS.get(serial, 200) for serial in TASKS]
+    assert fake.overlapping() == []
+    least, most = CALLS[point]
+    assert least <= len(fake.ledger) <= most
 
 
-def start_dying(process: Process, point: str) -> Any:
-    arguments = [sys.executable, "-m", "tests.e2e.crash_at", process.module, point]
+def answer_or_kill(caller: subprocess.Popen[bytes] | None = None) -> Behaviour:
+    """Answer each device with a code of its own; kill the caller once, when it calls for every device."""
+
+    async def behave(fake: FakeA, request: web.Request) -> web.StreamResponse:
+        if caller and len(fake.ledger) == len(DEVICES):
+            caller.kill()
+        return await answer(ANSWERS.get(request.match_info["id"], 200))(fake, request)
+
+    return behave
+
+
+async def store(database_url: str) -> list[str]:
+    """Accept the tasks as a web process does; return their paths."""
+    new = [NewTask(uuid7(), serial, 1, json.dumps(BODY["parameters"])) for serial in TASKS]
+    async with create_pool(DatabaseSettings(database_url=SecretStr(database_url))) as pool:
+        await TaskTable(pool).insert(new, grace_seconds=GRACE_SECONDS, deadline_seconds=86400)
+    return [f"{PATH}/{task.equipment_id}/task/{task.id}" for task in new]
+
+
+def start_dying(process: Process, point: str) -> subprocess.Popen[bytes]:
+    if point == CALLING:
+        arguments = [sys.executable, "-m", process.module]
+    else:
+        arguments = [sys.executable, "-m", "tests.e2e.crash_at", process.module, point]
     return spawn(arguments, base_environment() | process.environment, process.log_file)
 
 
 @pytest.fixture(scope="module")
-def crashes(
-    amqp_url: str, postgres_url: str, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Any] | BaseException]:
-    """All points, some at a time: each waits for limits to pass most of its time."""
+def crashes(amqp_url: str, postgres_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Errors:
+    """All points, each with a system of its own: it waits for limits to pass most of its time."""
     folder = tmp_path_factory.mktemp("crashes")
+    starting = asyncio.Semaphore(4)
 
-    async def all_points() -> list[dict[str, Any] | BaseException]:
-        turns = asyncio.Semaphore(4)
+    async def one(number: int, point: str) -> None:
+        async with (
+            new_database(postgres_url, template) as url,
+            own_queues(amqp_url, heartbeat=1) as queues,
+            FakeA(delay=0.2) as fake,
+            open_fleet(folder / f"{number}", queues, url, fake) as fleet,
+        ):
+            fake.default = answer_or_kill()
+            await crash(point, fleet, starting)
 
-        async def one(point: str) -> dict[str, Any]:
-            async with turns, new_database(postgres_url, template) as url:
-                return await crash(point, folder, amqp_url, url)
-
-        return await asyncio.gather(*map(one, POINTS), return_exceptions=True)
-
-    return dict(zip(POINTS, asyncio.run(all_points()), strict=True))
+    return run_together({point: partial(one, number, point) for number, point in enumerate(CALLS)})
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_at(crashes: dict[str, dict[str, Any] | BaseException], point: str) -> None:
-    seen = crashes[point]
-    if isinstance(seen, BaseException):
-        raise seen
-    assert seen["exit"] == -9
-    assert 1 <= seen["stored"] <= TASKS
-    assert seen["statuses"] == {("success", 200): seen["stored"]}
-    assert seen["overlapping"] == []
-    assert seen["calls"] >= seen["stored"]
+@pytest.mark.parametrize("point", CALLS)
+def test_killed_at(crashes: Errors, point: str) -> None:
+    raise_error(crashes, point)
