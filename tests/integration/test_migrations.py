@@ -1,7 +1,7 @@
 """The migrations, the committed schema, and what the table itself refuses."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -84,20 +84,10 @@ async def empty_url(postgres_url: str) -> AsyncIterator[str]:
     await connection.close()
 
 
-@pytest.fixture(scope="module")
-def shared_url(postgres_url: str) -> Iterator[str]:
-    """A migrated database for many tests, none of which commits anything."""
-    name = f"shared_{uuid4().hex}"
-    url = str(URL(postgres_url).with_path(f"/{name}"))
-    migrate(url)
-    yield url
-    dbmate(url, "drop")
-
-
 @pytest.fixture
-async def table(shared_url: str) -> AsyncIterator[asyncpg.Connection]:
+async def table(emptied_database_url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection in a transaction that is rolled back at the end."""
-    connection = await asyncpg.connect(shared_url)
+    connection = await asyncpg.connect(emptied_database_url)
     transaction = connection.transaction()
     await transaction.start()
     yield connection
