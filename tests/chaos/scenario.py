@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ async def perform(
     history.write("run", seed=seed, limit=LIMIT_SECONDS, windows=[asdict(window) for window in windows])
     async with rig, _clients(rig, seed, rate) as workload:
         working = asyncio.create_task(workload.run())
+        watching = asyncio.create_task(_watch_backlog(rig, workload))
         await asyncio.sleep(WARM_UP_SECONDS)
         rng = random.Random(seed)
         for window in windows:
@@ -83,6 +84,7 @@ async def perform(
         healed = time.monotonic()
         await workload.stop()
         await working
+        watching.cancel()
         run.drained = await until(lambda: _drained(rig), drain_seconds)
         run.drain_seconds = time.monotonic() - healed
         history.write("drained", drained=run.drained, seconds=run.drain_seconds)
@@ -106,6 +108,15 @@ async def _clients(rig: Rig, seed: int, rate: float) -> AsyncIterator[Workload]:
             yield workload
         finally:
             await workload.close()
+
+
+async def _watch_backlog(rig: Rig, workload: Workload) -> None:
+    while True:
+        with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            async with rig.admin() as connection:
+                while True:
+                    workload.note_backlog(await transitions.unfinished(connection))
+                    await asyncio.sleep(0.5)
 
 
 async def _pass(rig: Rig, window: Window, rng: random.Random, tell: Tell) -> Passed:

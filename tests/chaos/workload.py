@@ -15,8 +15,9 @@ from tests.chaos.service_a import SLOW
 
 TIMEOUT_SECONDS = 7.0
 SHARED_DEVICES = 40
-MAX_OPEN = 3000
-"""Submissions in flight; beyond that the clients wait."""
+MAX_OPEN = 300
+"""Clients at a time; beyond that they wait, as do all while the system is `MAX_BACKLOG_SECONDS` behind."""
+MAX_BACKLOG_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,9 @@ class Workload:
         self._count = 0
         self._recent: deque[Accepted] = deque(maxlen=5000)
         self._clients: set[asyncio.Task[None]] = set()
+        self._patient: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
+        self._behind = False
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         )
@@ -55,18 +58,22 @@ class Workload:
             now = time.monotonic()
             arrivals = min(arrivals + (now - before) * self._rate, self._rate)
             before = now
-            while arrivals >= 1 and len(self._clients) < MAX_OPEN:
+            while arrivals >= 1 and len(self._clients) < MAX_OPEN and not self._behind:
                 arrivals -= 1
                 self._spawn(self._client())
                 if self._recent and self._random.random() < 0.05:
                     self._spawn(self._come_back())
             await asyncio.sleep(0.02)
 
+    def note_backlog(self, unfinished: int) -> None:
+        """Hear how many tasks have not ended: this is a test of faults, not of endless overload."""
+        self._behind = unfinished > self._rate * MAX_BACKLOG_SECONDS
+
     async def stop(self) -> None:
         """Submit no more, and wait until every client has gone."""
         self._stopped.set()
-        while self._clients:
-            await asyncio.wait(self._clients)
+        while crowd := self._clients | self._patient:
+            await asyncio.wait(crowd)
 
     async def look_again(self, count: int) -> None:
         """Read some tasks once more, from any process, when all is over."""
@@ -77,15 +84,17 @@ class Workload:
     async def close(self) -> None:
         """Close the connections, and forget clients that are still there."""
         self._stopped.set()
-        for client in self._clients:
+        crowd = self._clients | self._patient
+        for client in crowd:
             client.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        await asyncio.gather(*crowd, return_exceptions=True)
         await self._http.close()
 
-    def _spawn(self, client: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, client: Coroutine[Any, Any, None], *, patient: bool = False) -> None:
+        crowd = self._patient if patient else self._clients
         task = asyncio.create_task(client)
-        self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
+        crowd.add(task)
+        task.add_done_callback(crowd.discard)
 
     def _device(self) -> str:
         """Mostly a device of its own; some share one, and some are slow."""
@@ -103,8 +112,10 @@ class Workload:
         self._recent.append(accepted)
         if self._random.random() < 0.5:
             return
-        patience = self._random.choice((1, 1, 2, 4, 8))
-        for _ in range(patience):
+        self._spawn(self._wait(accepted), patient=True)
+
+    async def _wait(self, accepted: Accepted) -> None:
+        for _ in range(self._random.choice((1, 1, 2, 4, 8))):
             await asyncio.sleep(self._random.uniform(0.2, 2))
             if await self._read(accepted) or self._stopped.is_set():
                 return
