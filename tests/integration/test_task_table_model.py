@@ -1,0 +1,236 @@
+"""Random sequences of everything that happens to tasks, on the real table and on a model of it in plain Python."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import ClassVar
+from uuid import UUID
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from uuid_utils.compat import uuid7
+
+from service_b.tasks import Change, NewTask, TaskTable
+from tests.conftest import new_database
+
+DEVICES = ["DEVICE1", "DEVICE2", "DEVICE3"]
+DEADLINE_SECONDS = 1000
+MAX_ATTEMPTS = 2
+
+
+@dataclass
+class Modelled:
+    """A task as it should be. Times are seconds of the model's clock, which only the rule `pass_time` moves."""
+
+    id: UUID
+    device: str
+    deadline: float
+    active: bool = False
+    due: float | None = None
+    attempt: int = 0
+    unknowns: int = 0
+    code: int | None = None
+
+
+class TaskMachine(RuleBasedStateMachine):
+    """The rules are what the processes do; the invariants are the design's promises."""
+
+    pool: ClassVar[asyncpg.Pool]
+    runner: ClassVar[asyncio.Runner]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = TaskTable(self.pool)
+        self.tasks: list[Modelled] = []
+        self.clock = 0.0
+        self.final: dict[UUID, int] = {}
+        self.run("TRUNCATE task RESTART IDENTITY")
+
+    def run(self, statement: str) -> list[asyncpg.Record]:
+        return list(self.runner.run(self.pool.fetch(statement)))
+
+    def pending(self, device: str) -> list[Modelled]:
+        return [task for task in self.tasks if task.device == device and task.code is None]
+
+    def promote(self, device: str) -> None:
+        waiting = self.pending(device)
+        if waiting and not any(task.active for task in waiting):
+            waiting[0].active, waiting[0].due = True, self.clock
+
+    def finish(self, task: Modelled, code: int) -> None:
+        task.active, task.due, task.code = False, None, code
+        self.promote(task.device)
+
+    def dispatched(self) -> list[Modelled]:
+        return [task for task in self.tasks if task.active and task.due is None]
+
+    @rule(devices=st.lists(st.sampled_from(DEVICES), min_size=1, max_size=4))
+    def insert(self, devices: list[str]) -> None:
+        new = [NewTask(uuid7(), device, 1, "{}") for device in devices]
+        self.runner.run(self.table.insert(new, grace_seconds=1, deadline_seconds=DEADLINE_SECONDS))
+        for task in new:
+            self.tasks.append(Modelled(task.id, task.equipment_id, self.clock + DEADLINE_SECONDS))
+        for device in devices:
+            self.promote(device)
+
+    @rule(limit=st.integers(1, 3))
+    def claim(self, limit: int) -> None:
+        claimed = self.runner.run(self.table.claim(limit))
+        ready = sorted(
+            (task for task in self.tasks if task.due is not None and task.due <= self.clock < task.deadline),
+            key=lambda task: task.due or 0,
+        )
+        assert len(claimed) == min(limit, len(ready))
+        latest = ready[len(claimed) - 1].due or 0 if claimed else 0
+        for dispatch in claimed:
+            (task,) = (task for task in ready if task.id == dispatch.id)
+            assert (task.due or 0) <= latest, "the longest due come first"
+            task.due, task.attempt = None, task.attempt + 1
+            assert dispatch.attempt == task.attempt
+
+    def apply(self, task: Modelled, change: Change) -> None:
+        counts = (
+            task.code is None
+            and task.active
+            and change.attempt == task.attempt
+            and (change.code is not None or task.due is None)
+        )
+        accepted = self.runner.run(self.table.apply([change], max_attempts=MAX_ATTEMPTS))
+        assert bool(accepted) == counts
+        if not counts:
+            return
+        if change.code is not None:
+            self.finish(task, change.code)
+            return
+        hold, backoff = self.clock + change.hold_seconds, self.clock + change.backoff_seconds
+        task.due = max(hold, min(backoff, task.deadline))
+        if change.unknown:
+            task.unknowns += 1
+            if task.unknowns >= MAX_ATTEMPTS:
+                task.deadline = min(task.deadline, hold)
+
+    @precondition(lambda self: self.dispatched())
+    @rule(data=st.data(), code=st.sampled_from([200, 404, 500]))
+    def end(self, data: st.DataObject, code: int) -> None:
+        task = data.draw(st.sampled_from(self.dispatched()))
+        self.apply(task, Change(task.id, task.attempt, code, None))
+
+    @precondition(lambda self: self.dispatched())
+    @rule(data=st.data(), hold=st.sampled_from([0, 50]), backoff=st.sampled_from([0, 20, 5000]), unknown=st.booleans())
+    def retry(self, data: st.DataObject, hold: float, backoff: float, unknown: bool) -> None:
+        task = data.draw(st.sampled_from(self.dispatched()))
+        self.apply(task, Change(task.id, task.attempt, None, "again", hold, backoff, unknown))
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data(), code=st.sampled_from([None, 200, 500]), behind=st.integers(0, 2))
+    def say_something_late(self, data: st.DataObject, code: int | None, behind: int) -> None:
+        """An outcome repeated, of an earlier attempt, or for a task that is due again."""
+        task = data.draw(st.sampled_from(self.tasks))
+        if attempt := max(0, task.attempt - behind):
+            self.apply(task, Change(task.id, attempt, code, "late", hold_seconds=50))
+
+    @rule()
+    def say_something_of_nobody(self) -> None:
+        assert self.runner.run(self.table.apply([Change(uuid7(), 1, 200, None)], max_attempts=MAX_ATTEMPTS)) == {}
+
+    @precondition(lambda self: self.dispatched())
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        task = data.draw(st.sampled_from(self.dispatched()))
+        self.runner.run(self.table.make_due_again([(task.id, task.attempt)]))
+        task.due = self.clock
+
+    @rule()
+    def expire(self) -> None:
+        while self.runner.run(self.table.expire(2)):
+            pass
+        while ended := [
+            task
+            for task in self.tasks
+            if task.code is None
+            and task.deadline <= self.clock
+            and (task.due <= self.clock if task.due is not None else not task.active)
+        ]:
+            for task in ended:
+                task.active, task.due, task.code = False, None, 500
+            for device in DEVICES:
+                self.promote(device)
+
+    @rule()
+    def look_for_stranded(self) -> None:
+        assert self.runner.run(self.table.promote_stranded("", 10)) == ("", 0)
+
+    @rule(seconds=st.sampled_from([10, 60, 2000]))
+    def pass_time(self, seconds: int) -> None:
+        shift = f"interval '{seconds} seconds'"
+        self.run(f"UPDATE task SET due_at = due_at - {shift}, deadline_at = deadline_at - {shift}")
+        self.clock += seconds
+
+    @invariant()
+    def table_is_as_modelled(self) -> None:
+        rows = self.run(
+            """
+            SELECT id, equipment_id, active, due_at, now() AS now, attempt, unknowns, code, status
+            FROM task ORDER BY seq
+            """
+        )
+        for device in DEVICES:
+            stored = [row["id"] for row in rows if row["equipment_id"] == device]
+            assert stored == [task.id for task in self.tasks if task.device == device]
+        assert len(rows) == len(self.tasks)
+        found = {row["id"]: row for row in rows}
+        for task in self.tasks:
+            row = found[task.id]
+            seen = (row["equipment_id"], row["active"], row["attempt"], row["unknowns"], row["code"])
+            assert seen == (task.device, task.active, task.attempt, task.unknowns, task.code)
+            assert (row["due_at"] is None) == (task.due is None)
+            if task.due is not None:
+                # The model's clock stands still while the real one runs: due times agree but for that.
+                drift = (row["due_at"] - row["now"]) - timedelta(seconds=task.due - self.clock)
+                assert abs(drift) < timedelta(seconds=9)
+            status = {None: "pending", 200: "success"}.get(task.code, "error")
+            assert row["status"] == status
+
+    @invariant()
+    def a_final_status_stays(self) -> None:
+        for task in self.tasks:
+            if task.code is not None:
+                assert self.final.setdefault(task.id, task.code) == task.code
+
+    @invariant()
+    def the_oldest_unfinished_task_of_a_device_is_the_active_one(self) -> None:
+        for device in DEVICES:
+            active = [task.active for task in self.pending(device)]
+            assert active == [True] * bool(active) + [False] * (len(active) - 1)
+
+
+@pytest.fixture
+def machine(postgres_url: str, template: str) -> Iterator[type[TaskMachine]]:
+    with asyncio.Runner() as runner:
+        database = new_database(postgres_url, template)
+        url = runner.run(database.__aenter__())
+
+        async def pool() -> asyncpg.Pool:
+            return await asyncpg.create_pool(url, min_size=1, max_size=2)
+
+        TaskMachine.runner, TaskMachine.pool = runner, runner.run(pool())
+        yield TaskMachine
+        runner.run(TaskMachine.pool.close())
+        runner.run(database.__aexit__(None, None, None))
+
+
+def test_the_table_behaves_as_its_model(machine: type[TaskMachine]) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=True,
+        ),
+    )
