@@ -1,0 +1,471 @@
+"""The AMQP session against a real broker that refuses, cancels, blocks, restarts and falls silent."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import aiormq
+import pytest
+from pydantic import SecretStr
+from yarl import URL
+
+from messaging import channel as channel_module
+from messaging import session as session_module
+from messaging import topology
+from messaging.channel import Channel, Delivery, Publication
+from messaging.session import Session
+from messaging.settings import BrokerSettings
+from tests.conftest import DEADLINE_SECONDS, eventually
+from tests.proxy import Proxy
+from tests.system.rabbitmq import RabbitMQ
+from tests.system.spawning import free_port
+
+PREFETCH = 500
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A broker that these tests may block and restart; each leaves it running and accepting."""
+    with RabbitMQ(tmp_path_factory.mktemp("node")) as started:
+        yield started
+
+
+@pytest.fixture
+async def session(broker: BrokerSettings) -> AsyncIterator[Session]:
+    """A session with the shared broker."""
+    async with Session(broker, "test") as opened:
+        yield opened
+
+
+def _at(settings: BrokerSettings, *urls: URL | str, heartbeat: int = 2) -> BrokerSettings:
+    """Change where the broker is."""
+    nodes = ",".join(str(URL(url).update_query(heartbeat=heartbeat)) for url in urls)
+    return BrokerSettings(**settings.model_dump() | {"amqp_url": SecretStr(nodes)})
+
+
+def _own(node: RabbitMQ, name: str) -> BrokerSettings:
+    """Name an exchange and queues on a broker of the test's own."""
+    return _at(
+        BrokerSettings(exchange=name, to_configure_queue=f"{name}_tasks", configured_queue=f"{name}_outcomes"), node.url
+    )
+
+
+@asynccontextmanager
+async def _through_proxy(settings: BrokerSettings, heartbeat: int = 2) -> AsyncIterator[tuple[Session, Proxy]]:
+    url = settings.nodes[0]
+    async with Proxy(url.host or "", url.port or 0) as proxy:
+        there = _at(settings, url.with_host("127.0.0.1").with_port(proxy.url_port), heartbeat=heartbeat)
+        async with Session(there, "test") as session:
+            yield session, proxy
+
+
+async def _next(session: Session) -> Channel:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return await anext(session)
+
+
+async def _lost(channel: Channel) -> str:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return await asyncio.shield(channel.lost)
+
+
+async def _publish(channel: Channel, settings: BrokerSettings, body: bytes = b"{}") -> Publication:
+    """Publish an outcome; a publish that hangs or is cancelled fails the test."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return await channel.publish(settings.configured_key, body, message_id=f"id-{body.decode()}")
+
+
+async def _consume(channel: Channel, settings: BrokerSettings) -> list[Delivery]:
+    deliveries: list[Delivery] = []
+    await channel.consume(settings.configured_queue, PREFETCH, deliveries.append)
+    return deliveries
+
+
+async def _ready(amqp: aiormq.abc.AbstractChannel, queue: str) -> int:
+    return (await amqp.queue_declare(queue, passive=True)).message_count or 0
+
+
+async def _ready_is(amqp: aiormq.abc.AbstractChannel, queue: str, count: int) -> bool:
+    return await _ready(amqp, queue) == count
+
+
+async def test_a_routed_message_is_confirmed_and_persistent(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    channel = await _next(session)
+    assert await _publish(channel, broker, b"[1]") is Publication.CONFIRMED
+    message = await amqp.basic_get(broker.configured_queue, no_ack=True)
+    properties = message.header.properties
+    assert (message.body, properties.message_id, properties.delivery_mode) == (b"[1]", "id-[1]", 2)
+    assert properties.content_type == "application/json"
+
+
+async def test_unroutable_messages_are_refused_and_their_queue_is_declared_again(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = await _next(session)
+    declared = []
+    declare = topology.declare
+
+    async def count(there: aiormq.abc.AbstractChannel, settings: BrokerSettings) -> None:
+        declared.append(settings)
+        await declare(there, settings)
+
+    monkeypatch.setattr(topology, "declare", count)
+    await amqp.queue_delete(broker.configured_queue)
+    batch = [_publish(channel, broker, str(number).encode()) for number in range(50)]
+    assert set(await asyncio.gather(*batch)) == {Publication.REFUSED}
+    assert len(declared) < 5, "a batch of returns is not a storm of declarations"
+    assert await _publish(channel, broker) is Publication.CONFIRMED
+    assert not channel.lost.done()
+
+
+async def test_a_deleted_exchange_costs_the_channel_and_the_next_one_declares_it_again(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    channel = await _next(session)
+    await amqp.exchange_delete(broker.exchange)
+    assert await _publish(channel, broker) is not Publication.CONFIRMED
+    await _lost(channel)
+    assert await _publish(await _next(session), broker) is Publication.CONFIRMED
+
+
+async def test_a_closed_channel_refuses_publishes_and_ignores_acknowledgements(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    channel = await _next(session)
+    deliveries = await _consume(channel, broker)
+    await _publish(channel, broker)
+    await eventually(lambda: deliveries)
+    await channel.close()
+    assert await channel.lost == "closed by us"
+    assert session.current is None
+    assert session.missing == "broker: closed by us"
+    assert await _publish(channel, broker) is Publication.REFUSED
+    await deliveries[0].ack()
+    await eventually(lambda: _ready(amqp, broker.configured_queue))
+
+
+async def test_a_session_waits_for_its_channel_and_hands_out_the_next_one_after_a_loss(session: Session) -> None:
+    waiting = asyncio.create_task(session.channel())
+    first = await _next(session)
+    assert await waiting is first
+    assert session.missing is None
+    first.lose("test")
+    await eventually(lambda: session.missing == "broker: test")
+    waiting = asyncio.create_task(session.channel())
+    second = await _next(session)
+    assert await waiting is second
+    assert second is not first
+    assert session.current is second
+
+
+async def test_a_dead_node_is_passed_over(broker: BrokerSettings) -> None:
+    settings = _at(broker, f"amqp://127.0.0.1:{free_port()}/", broker.nodes[0])
+    async with Session(settings, "test") as session:
+        session._nodes = itertools.cycle(settings.nodes)
+        channel = await _next(session)
+        assert await _publish(channel, settings) is Publication.CONFIRMED
+        channel.lose("test")
+        assert await _publish(await _next(session), settings) is Publication.CONFIRMED
+
+
+async def test_a_consumer_whose_queue_is_deleted_loses_the_channel_and_the_next_one_consumes(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    channel = await _next(session)
+    await _consume(channel, broker)
+    await amqp.queue_delete(broker.configured_queue)
+    assert await _lost(channel) == "consumer cancelled by the broker"
+    channel = await _next(session)
+    deliveries = await _consume(channel, broker)
+    assert await _publish(channel, broker, b"[2]") is Publication.CONFIRMED
+    await eventually(lambda: deliveries)
+    assert deliveries[0].body == b"[2]"
+
+
+async def test_a_subscription_that_fails_loses_the_channel(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    channel = await _next(session)
+    await amqp.queue_delete(broker.configured_queue)
+    await _consume(channel, broker)
+    await _lost(channel)
+    assert await _publish(await _next(session), broker) is Publication.CONFIRMED
+
+
+async def test_after_a_subscription_is_cancelled_nothing_more_is_delivered(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    channel = await _next(session)
+    for number in range(300):
+        await amqp.basic_publish(str(number).encode(), exchange=broker.exchange, routing_key=broker.configured_key)
+    deliveries: list[Delivery] = []
+    consumer = await channel.consume(broker.configured_queue, PREFETCH, deliveries.append)
+    await channel.cancel(consumer)
+    taken = len(deliveries)
+    for delivery in deliveries:
+        await delivery.ack()
+    await channel.close()
+    assert len(deliveries) == taken
+    await eventually(lambda: _ready_is(amqp, broker.configured_queue, 300 - taken))
+
+
+async def test_a_reader_that_fails_loses_the_channel_and_the_message_comes_again(
+    session: Session, broker: BrokerSettings
+) -> None:
+    channel = await _next(session)
+
+    def fail(delivery: Delivery) -> None:
+        raise LookupError("a bug")
+
+    await channel.consume(broker.configured_queue, PREFETCH, fail)
+    await _publish(channel, broker)
+    assert await _lost(channel) == "a delivery was not taken"
+    deliveries = await _consume(await _next(session), broker)
+    await eventually(lambda: deliveries)
+    assert deliveries[0].redelivered
+
+
+async def test_acknowledgements_written_right_before_the_close_are_not_lost(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    channel = await _next(session)
+    deliveries = await _consume(channel, broker)
+    for number in range(400):
+        await amqp.basic_publish(str(number).encode(), exchange=broker.exchange, routing_key=broker.configured_key)
+    await eventually(lambda: len(deliveries) == 400)
+    for delivery in deliveries:
+        await delivery.ack()
+    await channel.close()
+    channel = await _next(session)
+    again = await _consume(channel, broker)
+    await _publish(channel, broker, b"last")
+    await eventually(lambda: again)
+    assert again[0].body == b"last"
+
+
+async def test_one_acknowledgement_serves_all_deliveries_before_it(session: Session, broker: BrokerSettings) -> None:
+    channel = await _next(session)
+    deliveries = await _consume(channel, broker)
+    for number in range(3):
+        await _publish(channel, broker, str(number).encode())
+    await eventually(lambda: len(deliveries) == 3)
+    await deliveries[1].ack(multiple=True)
+    await channel.close()
+    again = await _consume(await _next(session), broker)
+    await eventually(lambda: again)
+    assert (again[0].body, again[0].redelivered) == (b"2", True)
+
+
+async def test_ready_messages_counts_what_no_reader_has_taken(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    channel = await _next(session)
+    for number in range(3):
+        await _publish(channel, broker, str(number).encode())
+    await amqp.basic_get(broker.configured_queue)
+    await eventually(lambda: _ready_is(amqp, broker.configured_queue, 2))
+    assert await channel.ready_messages(broker.configured_queue) == 2
+    await amqp.queue_delete(broker.configured_queue)
+    assert await channel.ready_messages(broker.configured_queue) is None
+    await _lost(channel)
+    assert await (await _next(session)).ready_messages(broker.configured_queue) == 0
+
+
+async def test_a_dead_letter_keeps_its_bytes_and_says_why(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    channel = await _next(session)
+    deliveries = await _consume(channel, broker)
+    await _publish(channel, broker, b"garbage")
+    await eventually(lambda: deliveries)
+    await channel.dead_letter(broker.configured_queue, deliveries[0], "it is garbage")
+    await deliveries[0].ack()
+    message = await amqp.basic_get(f"{broker.configured_queue}.dead", no_ack=True)
+    assert message.body == b"garbage"
+    assert (message.header.properties.headers or {})["x-reason"] == "it is garbage"
+    await channel.close()
+    assert await _ready(amqp, broker.configured_queue) == 0
+
+
+async def test_a_dead_letter_that_is_not_confirmed_leaves_the_message_where_it_is(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    channel = await _next(session)
+    deliveries = await _consume(channel, broker)
+    await _publish(channel, broker, b"garbage")
+    await eventually(lambda: deliveries)
+    await amqp.queue_delete(f"{broker.configured_queue}.dead")
+    await channel.dead_letter(broker.configured_queue, deliveries[0], "it is garbage")
+    await deliveries[0].ack()
+    assert channel.lost.done()
+    again = await _consume(await _next(session), broker)
+    await eventually(lambda: again)
+    assert again[0].body == b"garbage"
+
+
+async def test_a_delivery_after_the_process_stood_still_is_dropped_and_comes_again(
+    session: Session, broker: BrokerSettings
+) -> None:
+    channel = await _next(session)
+    deliveries = await _consume(channel, broker)
+    channel._watchdog.cancel()
+    channel._alive_at = time.monotonic() - 60
+    await _publish(channel, broker)
+    assert await _lost(channel) == "the process stood still"
+    assert not deliveries
+    again = await _consume(await _next(session), broker)
+    await eventually(lambda: again)
+    assert again[0].redelivered, "the broker cannot know that it was not begun"
+
+
+async def test_a_process_that_stood_still_notices_without_a_delivery(session: Session) -> None:
+    channel = await _next(session)
+    channel._alive_at = time.monotonic() - 60
+    assert await _lost(channel) == "the process stood still"
+
+
+async def test_a_message_whose_reader_lost_its_connection_is_marked_redelivered(broker: BrokerSettings) -> None:
+    async with _through_proxy(broker) as (session, proxy):
+        channel = await _next(session)
+        deliveries = await _consume(channel, broker)
+        await _publish(channel, broker)
+        await eventually(lambda: deliveries)
+        assert not deliveries[0].redelivered
+        proxy.cut()
+        await _lost(channel)
+        again = await _consume(await _next(session), broker)
+        await eventually(lambda: again)
+        assert again[0].redelivered
+
+
+async def test_publishes_while_the_network_breaks_are_confirmed_or_uncertain_but_end(broker: BrokerSettings) -> None:
+    async with _through_proxy(broker) as (session, proxy):
+        channel = await _next(session)
+        proxy.blackhole(True)
+        pending = [asyncio.create_task(_publish(channel, broker, str(number).encode())) for number in range(200)]
+        await asyncio.sleep(0)
+        proxy.cut()
+        assert set(await asyncio.gather(*pending)) <= {Publication.UNCERTAIN, Publication.REFUSED}
+        await _lost(channel)
+        proxy.blackhole(False)
+        assert await _publish(await _next(session), broker) is Publication.CONFIRMED
+
+
+async def test_a_silent_network_is_noticed_by_heartbeats_and_left_when_it_speaks_again(
+    broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "CONNECT_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(channel_module, "CLOSE_TIMEOUT_SECONDS", 0.5)
+    async with _through_proxy(broker, heartbeat=1) as (session, proxy):
+        channel = await _next(session)
+        deliveries = await _consume(channel, broker)
+        await _publish(channel, broker)
+        await eventually(lambda: deliveries)
+        proxy.blackhole(True)
+        assert await _publish(channel, broker) is Publication.UNCERTAIN
+        await _lost(channel)
+        reconnecting = asyncio.create_task(_next(session))
+        await eventually(lambda: session.missing == "broker: TimeoutError")
+        assert not reconnecting.done()
+        proxy.blackhole(False)
+        again = await _consume(await reconnecting, broker)
+        await eventually(lambda: again)
+        assert again[0].redelivered
+
+
+async def test_publishes_pending_when_the_broker_closes_the_connection_are_uncertain(node: RabbitMQ) -> None:
+    settings = _own(node, "closed")
+    async with Session(settings, "test") as session, _memory_alarm(node):
+        channel = await _next(session)
+        pending = [asyncio.create_task(_publish(channel, settings, str(number).encode())) for number in range(200)]
+        await eventually(lambda: _is_blocked(channel))
+        await asyncio.to_thread(node.ctl, "close_all_connections", "a test")
+        assert Publication.UNCERTAIN in await asyncio.gather(*pending)
+        assert "broker" not in await _lost(channel)
+    async with Session(settings, "test") as session:
+        assert await _publish(await _next(session), settings) is Publication.CONFIRMED
+
+
+async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(
+    node: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "PUBLISH_TIMEOUT_SECONDS", 0.5)
+    settings = _own(node, "blocked")
+    async with Session(settings, "test") as session:
+        channel = await _next(session)
+        async with _memory_alarm(node):
+            await _publish(channel, settings, b"makes the broker say so")
+            await eventually(lambda: _is_blocked(channel))
+            assert await channel.ready_messages(settings.configured_queue) is None
+            waiting = asyncio.create_task(channel.unblocked())
+            ended, _ = await asyncio.wait({waiting}, timeout=0.2)
+            assert not ended
+        await asyncio.wait_for(waiting, DEADLINE_SECONDS)
+        monkeypatch.undo()
+        assert not channel.lost.done(), "a blocked connection is not a lost one"
+        assert await _publish(channel, settings) is Publication.CONFIRMED
+        assert await channel.ready_messages(settings.configured_queue) is not None
+
+
+async def test_waiting_for_a_blocked_broker_ends_with_the_channel(node: RabbitMQ) -> None:
+    settings = _own(node, "blocked")
+    async with Session(settings, "test") as session, _memory_alarm(node):
+        channel = await _next(session)
+        publishing = asyncio.create_task(_publish(channel, settings))
+        await eventually(lambda: _is_blocked(channel))
+        waiting = asyncio.create_task(channel.unblocked())
+        channel.lose("test")
+        await asyncio.wait_for(waiting, DEADLINE_SECONDS)
+        await channel.close()
+        await publishing
+
+
+@asynccontextmanager
+async def _memory_alarm(node: RabbitMQ) -> AsyncIterator[None]:
+    await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.000001")
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+
+
+async def _is_blocked(channel: Channel) -> bool:
+    try:
+        async with asyncio.timeout(0.01):
+            await channel.unblocked()
+    except TimeoutError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_a_broker_that_restarts_is_found_again_with_every_confirmed_message(node: RabbitMQ, end: str) -> None:
+    settings = _own(node, f"restart_{end}")
+    async with Session(settings, "test") as session:
+        channel = await _next(session)
+        for number in range(3):
+            assert await _publish(channel, settings, str(number).encode()) is Publication.CONFIRMED
+        deliveries: list[Delivery] = []
+        await channel.consume(settings.configured_queue, 2, deliveries.append)
+        await eventually(lambda: len(deliveries) == 2)
+        await asyncio.to_thread(getattr(node, end))
+        await _lost(channel)
+        reconnecting = asyncio.create_task(_next(session))
+        await eventually(lambda: session.missing and "Error" in session.missing)
+        await asyncio.to_thread(node.start)
+        channel = await reconnecting
+        again = await _consume(channel, settings)
+        while channel.lost.done():  # Just started, a broker may be unable to serve a queue that it has declared.
+            channel = await _next(session)
+            again = await _consume(channel, settings)
+        await eventually(lambda: len(again) == 3)
+        assert [(delivery.body, delivery.redelivered) for delivery in again] == [
+            (b"0", True),
+            (b"1", True),
+            (b"2", False),
+        ]
+        assert await _publish(channel, settings) is Publication.CONFIRMED
