@@ -1,7 +1,6 @@
 """Our processes as they run in production, around a fake A, on servers that the test may break."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -146,14 +145,13 @@ async def open_fleet(
         "DATABASE_URL": database_url,
         "SERVICE_A_GRACE_SECONDS": str(GRACE_SECONDS),
     }
-    sql = await asyncpg.connect(database_url)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
-        fleet = Fleet(logs, queues, own | environment, fake_a, client, sql)
+        fleet = Fleet(logs, queues, own | environment, fake_a, client, await asyncpg.connect(database_url))
         try:
             yield fleet
         finally:
             await fleet.close()
-            sql.terminate()
+            fleet.sql.terminate()
 
 
 @pytest.fixture
@@ -186,8 +184,3 @@ def raise_error(errors: Errors, scenario: str) -> None:
     """Fail as the scenario did."""
     if error := errors[scenario]:
         raise error
-
-
-def encoded(message: Mapping[str, Any]) -> bytes:
-    """Put a message of any version on the wire."""
-    return json.dumps(message).encode()

@@ -1,236 +1,313 @@
-"""What the design promises when servers and processes fail: seen by the fake A's ledger and the task table."""
+"""What the design promises while servers and processes fail: seen by clients and by the fake A's ledger."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
 
 import aiormq
+import asyncpg
 import pytest
 
-from tests.conftest import eventually
-from tests.e2e.conftest import Fleet, in_thread
+from messaging.messages import ConfigureTask, Message, Outcome, OutcomeKind
+from messaging.settings import BrokerSettings
+from messaging.topology import dead_letter_queue
+from tests.conftest import eventually, new_database, own_queues
+from tests.e2e.conftest import (
+    BODY,
+    PATH,
+    Errors,
+    Fleet,
+    held,
+    in_thread,
+    open_fleet,
+    raise_error,
+    run_together,
+    serials,
+)
+from tests.fake_a import FakeA
 from tests.system.postgres import PostgreSQL
+from tests.system.processes import Process
 from tests.system.rabbitmq import RabbitMQ
 
-MakeFleet = Callable[..., Any]
-SUCCESS = ("success", 200)
+LONG = {"SERVICE_A_GRACE_SECONDS": "300"}
+"""Calls that wait for the test must not run into their time limit."""
 
 
-def serials(count: int, prefix: str = "DEVICE") -> list[str]:
-    return [f"{prefix}{number:05}" for number in range(count)]
+@pytest.fixture
+async def breakable(tmp_path: Path, rabbitmq: RabbitMQ, database_url: str, fake_a: FakeA) -> AsyncIterator[Fleet]:
+    """A fleet on a broker that may be broken."""
+    async with (
+        own_queues(rabbitmq.url) as queues,
+        open_fleet(tmp_path / "logs", queues, database_url, fake_a, **LONG) as made,
+    ):
+        yield made
+
+
+async def holds(channel: aiormq.abc.AbstractChannel, queue: str, count: int) -> bool:
+    """Whether so many messages wait in a queue that no reader has taken."""
+    return (await channel.queue_declare(queue, passive=True)).message_count == count
 
 
 async def test_posts_are_answered_while_the_broker_is_down_and_finish_when_it_is_back(
-    make_fleet: MakeFleet, own_rabbitmq: RabbitMQ, database_url: str
+    breakable: Fleet, rabbitmq: RabbitMQ
 ) -> None:
-    fleet: Fleet = await make_fleet(own_rabbitmq.url, database_url)
-    web, _, _ = await fleet.start("service_b", "service_b.results", "configurator")
-    await in_thread(own_rabbitmq.stop)
-    paths = await fleet.submit(web, serials(1000))
-    assert len(set(paths)) == 1000
-    await in_thread(own_rabbitmq.start)
-    await fleet.all_finished()
-    assert await fleet.statuses() == {SUCCESS: 1000}
-    assert len(fleet.fake_a.ledger) == 1000
+    web, *_ = await breakable.start("service_b", "service_b.results", "configurator")
+    await in_thread(rabbitmq.stop)
+    try:
+        paths = await breakable.submit(web, serials(1000))
+        assert len(set(paths)) == 1000
+        assert await breakable.code(web, paths[0]) == 204
+        assert await in_thread(web.is_ready)
+    finally:
+        await in_thread(rabbitmq.start)
+    assert await breakable.final_codes(web, paths) == [200] * 1000
+    assert len(breakable.fake_a.ledger) == 1000
 
 
 @pytest.mark.parametrize("end", [RabbitMQ.stop, RabbitMQ.kill], ids=["restarted", "killed"])
 async def test_calls_in_flight_survive_the_broker_and_none_is_made_twice(
-    make_fleet: MakeFleet, own_rabbitmq: RabbitMQ, database_url: str, end: Callable[[RabbitMQ], None]
+    breakable: Fleet, rabbitmq: RabbitMQ, end: Callable[[RabbitMQ], None]
 ) -> None:
-    fleet: Fleet = await make_fleet(own_rabbitmq.url, database_url, SERVICE_A_GRACE_SECONDS="100")
-    back = asyncio.Event()
+    """Half of the calls end while the broker is away, the others after their tasks have been delivered once more."""
+    away, back = asyncio.Event(), asyncio.Event()
+    fake = breakable.fake_a
+    fake.default = held(back)
+    for serial in serials(250, "EARLY"):
+        fake.script[serial].append(held(away))
+    web, _, configurator = await breakable.start("service_b", "service_b.results", "configurator")
+    paths = await breakable.submit(web, [*serials(250, "EARLY"), *serials(250, "LATER")])
+    await breakable.calls(500)
+    await in_thread(end, rabbitmq)
+    try:
+        away.set()
+        await eventually(lambda: sum(work.ended is not None for work in fake.ledger) == 250)
+    finally:
+        await in_thread(rabbitmq.start)
 
-    async def answer_when_redelivered(_fake: Any, _request: Any) -> Any:
-        await back.wait()
-        return await answer(_fake, _request)
+    async def joined() -> bool:
+        return (await breakable.metric(configurator, "redelivered_total", treated="joined") or 0) >= 250
 
-    answer, fleet.fake_a.default = fleet.fake_a.default, answer_when_redelivered
-    web, _, configurator = await fleet.start("service_b", "service_b.results", "configurator")
-    await fleet.submit(web, serials(500))
-    await fleet.calls(500)
-    await in_thread(end, own_rabbitmq)
-    await in_thread(own_rabbitmq.start)
-    await eventually(lambda: joined(fleet, configurator))
+    await eventually(joined)
     back.set()
-    await fleet.all_finished()
-    assert await fleet.statuses() == {SUCCESS: 500}
-    assert len(fleet.fake_a.ledger) == 500
-
-
-async def joined(fleet: Fleet, configurator: Any) -> bool:
-    return await fleet.metric(configurator, 'redelivered_total{treated="joined"}') == 500
+    assert await breakable.final_codes(web, paths) == [200] * 500
+    assert len(fake.ledger) == 500
 
 
 async def test_one_devices_tasks_go_one_by_one_in_order_and_hold_nobody_up(fleet: Fleet) -> None:
-    fleet.fake_a.delay = 0.05
+    others_ended = asyncio.Event()
+    fake = fleet.fake_a
+    fleet.environment |= LONG
+    fake.delay = 0.02
+    fake.script["SHARED01"].append(held(others_ended))
     first, second, *_ = await fleet.start("service_b", "service_b", "service_b.results", "configurator", "configurator")
     shared, others = await asyncio.gather(
         asyncio.gather(*(fleet.submit_one((first, second)[n % 2], "SHARED01") for n in range(60))),
-        fleet.submit(first, serials(60)),
+        asyncio.gather(*(fleet.submit_one((first, second)[n % 2], serial) for n, serial in enumerate(serials(60)))),
     )
-    assert len({*shared, *others}) == 120
-    await fleet.all_finished()
-    assert await fleet.statuses() == {SUCCESS: 120}
-    assert fleet.fake_a.overlapping() == []
-    calls = fleet.fake_a.calls("SHARED01")
+
+    async def ended() -> bool:
+        return [await fleet.code(first, path) for path in others] == [200] * 60
+
+    await eventually(ended, every=0.1)
+    assert len(fake.calls("SHARED01")) == 1, "the device's other tasks wait for its first, and the 60 did not"
+    others_ended.set()
+    assert await fleet.final_codes(second, shared) == [200] * 60
+    assert fake.overlapping() == []
     accepted = await fleet.sql.fetch("SELECT id FROM task WHERE equipment_id = 'SHARED01' ORDER BY seq")
-    assert [call.task_id for call in calls] == [str(row["id"]) for row in accepted]
-    last_other = max(work.ended or 0 for work in fleet.fake_a.ledger if work.equipment_id != "SHARED01")
-    assert last_other < (calls[-1].ended or 0)
-    assert sum((call.ended or 0) < last_other for call in calls) < 30
+    assert [call.task_id for call in fake.calls("SHARED01")] == [str(row["id"]) for row in accepted]
 
 
 async def test_requests_one_after_the_other_are_served_in_their_order(fleet: Fleet) -> None:
     first, second, *_ = await fleet.start("service_b", "service_b", "service_b.results", "configurator")
     paths = [await fleet.submit_one((first, second)[n % 2], "SHARED01") for n in range(20)]
-    await fleet.all_finished()
+    assert await fleet.final_codes(first, paths) == [200] * 20
     assert [call.task_id for call in fleet.fake_a.calls("SHARED01")] == [path.rsplit("/", 1)[1] for path in paths]
 
 
-async def test_a_configurator_that_is_told_to_stop_finishes_what_it_has_begun(fleet: Fleet) -> None:
-    fleet.environment["SERVICE_A_GRACE_SECONDS"] = "100"
+async def test_a_configurator_that_is_told_to_stop_finishes_what_it_has_begun(
+    fleet: Fleet, amqp: aiormq.abc.AbstractChannel
+) -> None:
     go_on = asyncio.Event()
-    answer = fleet.fake_a.default
-
-    async def answer_later(fake: Any, request: Any) -> Any:
-        await go_on.wait()
-        return await answer(fake, request)
-
-    fleet.fake_a.default = answer_later
-    web, _, configurator = await fleet.start("service_b", "service_b.results", "configurator", CONCURRENCY="300")
-    await fleet.submit(web, serials(300))
+    fake = fleet.fake_a
+    fleet.environment |= LONG
+    fake.default = held(go_on)
+    web, _, configurator = await fleet.start("service_b", "service_b.results", "configurator", CONCURRENCY="400")
+    begun = await fleet.submit(web, serials(300))
     await fleet.calls(300)
     stopping = asyncio.create_task(in_thread(configurator.terminate))
     await eventually(lambda: "configurator.draining" in configurator.log_file.read_text())
-    late = await fleet.submit_one(web, "LATER001")
+    late = await fleet.submit(web, serials(20, "LATER"))
+    # It has consumers to spare, and leaves the work in the queue.
+    await eventually(partial(holds, amqp, fleet.queues.to_configure_queue, 20))
     go_on.set()
     assert await stopping == 0
-    assert await fleet.statuses() == {SUCCESS: 300, ("pending", None): 1}
-    assert len(fleet.fake_a.ledger) == 300
-    assert await fleet.code(web, late) == 204
+    assert len(fake.ledger) == 300
     await in_thread(configurator.start)
-    await fleet.all_finished()
-    assert len(fleet.fake_a.ledger) == 301
-
-
-async def test_a_killed_configurators_devices_are_left_alone_until_a_has_let_go(fleet: Fleet) -> None:
-    fleet.fake_a.delay = 2
-    web, _, doomed, _ = await fleet.start("service_b", "service_b.results", "configurator", "configurator")
-    await fleet.submit(web, serials(200))
-    await fleet.calls(200)
-    await in_thread(doomed.kill)
-    await fleet.all_finished()
-    assert await fleet.statuses() == {SUCCESS: 200}
-    assert fleet.fake_a.overlapping() == []
-    assert len(fleet.fake_a.ledger) > 200, "the killed one's calls were made again"
+    assert await fleet.final_codes(web, [*begun, *late]) == [200] * 320
+    assert len(fake.ledger) == 320
 
 
 async def test_a_database_that_is_killed_loses_no_accepted_task(
-    make_fleet: MakeFleet, amqp_url: str, own_postgres: PostgreSQL
+    tmp_path: Path, broker: BrokerSettings, own_postgres: PostgreSQL, fake_a: FakeA
 ) -> None:
-    fleet: Fleet = await make_fleet(
-        amqp_url, own_postgres.dsn(), EXCHANGE="pg", TO_CONFIGURE_QUEUE="pg1", CONFIGURED_QUEUE="pg2"
-    )
-    web, *_ = await fleet.start("service_b", "service_b.results", "configurator")
-    fleet.fake_a.delay = 0.2
-    accepted: list[str] = []
-    stop = asyncio.Event()
+    async with open_fleet(tmp_path / "logs", broker, own_postgres.dsn(), fake_a) as fleet:
+        web, *_ = await fleet.start("service_b", "service_b.results", "configurator")
+        fake_a.delay = 0.2
+        accepted: list[str] = []
+        answers: Counter[int] = Counter()
+        stop = asyncio.Event()
 
-    async def post(client: int) -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            async with fleet.client.post(
-                f"{web.url}/api/v1/equipment/cpe/CLIENT{client}X{number:04}",
-                json={"timeoutInSeconds": 1, "parameters": {"username": "a", "password": "", "interfaces": []}},
-            ) as response:
-                assert response.status in (200, 503)
-                if response.status == 200:
-                    accepted.append(response.headers["Location"])
+        async def post(client: int) -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                url = f"{web.url}{PATH}/CLIENT{client}X{number:04}"
+                async with fleet.client.post(url, json=BODY) as response:
+                    answers[response.status] += 1
+                    if response.status == 200:
+                        accepted.append(response.headers["Location"])
 
-    posting = [asyncio.create_task(post(client)) for client in range(10)]
-    await eventually(lambda: len(accepted) > 100)
-    await in_thread(own_postgres.kill)
-    await in_thread(own_postgres.start)
-    before = len(accepted)
-    await eventually(lambda: len(accepted) > before + 100)
-    stop.set()
-    await asyncio.gather(*posting)
-
-    async def everything_ended() -> bool:
-        return {await fleet.code(web, path) for path in accepted} == {200}
-
-    await eventually(everything_ended)
-    assert fleet.fake_a.overlapping() == []
-
-
-@pytest.mark.parametrize("damage", ["purge", "delete"])
-async def test_queues_that_are_purged_or_deleted_heal(fleet: Fleet, amqp_url: str, damage: str) -> None:
-    fleet.environment["AMQP_URL"] = fleet.environment["AMQP_URL"].replace("heartbeat=2", "heartbeat=1")
-    web, results, configurator = await fleet.start("service_b", "service_b.results", "configurator")
-    connection = await aiormq.connect(amqp_url)
-    channel = await connection.channel()
-    # Whoever reads a queue is away, so that there is something to lose.
-    for reader, prefix, queue in (
-        (results, "OUTCOME", fleet.environment["CONFIGURED_QUEUE"]),
-        (configurator, "TASK", fleet.environment["TO_CONFIGURE_QUEUE"]),
-    ):
-        await in_thread(reader.terminate)
-        await fleet.submit(web, serials(30, prefix))
-
-        async def filled(queue: str = queue) -> bool:
-            return (await channel.queue_declare(queue, passive=True)).message_count == 30
-
-        await eventually(filled)
-    for queue in (fleet.environment["CONFIGURED_QUEUE"], fleet.environment["TO_CONFIGURE_QUEUE"]):
-        await (channel.queue_purge(queue) if damage == "purge" else channel.queue_delete(queue))
-    await connection.close()
-    await asyncio.gather(in_thread(results.start), in_thread(configurator.start))
-    await fleet.all_finished()
-    assert await fleet.statuses() == {SUCCESS: 60}
-    assert fleet.fake_a.overlapping() == []
-    assert len(fleet.fake_a.ledger) == 90, "only the calls whose outcomes were lost were made again"
+        posting = [asyncio.create_task(post(client)) for client in range(10)]
+        try:
+            await eventually(lambda: len(accepted) > 100)
+            await in_thread(own_postgres.kill)
+            await eventually(lambda: answers[503] > 10)
+            await in_thread(own_postgres.start)
+            before = len(accepted)
+            await eventually(lambda: len(accepted) > before + 100)
+        finally:
+            stop.set()
+            await asyncio.gather(*posting)
+        assert set(answers) == {200, 503}
+        fleet.sql.terminate()
+        fleet.sql = await asyncpg.connect(own_postgres.dsn())
+        assert set(await fleet.final_codes(web, accepted)) == {200}
+        assert fake_a.overlapping() == []
 
 
 async def test_what_cannot_be_read_is_dead_lettered_with_a_reason_and_the_next_is_served(
-    fleet: Fleet, amqp_url: str
+    fleet: Fleet, amqp: aiormq.abc.AbstractChannel
 ) -> None:
     web, results, configurator = await fleet.start("service_b", "service_b.results", "configurator")
-    connection = await aiormq.connect(amqp_url)
-    channel = await connection.channel()
-    for queue, process in (
-        (fleet.environment["TO_CONFIGURE_QUEUE"], configurator),
-        (fleet.environment["CONFIGURED_QUEUE"], results),
-    ):
-        for body in (b"\xffgarbage", b'{"v":2}'):
-            await channel.basic_publish(body, routing_key=queue)
-
-        async def counted(process: Any = process, queue: str = queue) -> bool:
-            return await fleet.metric(process, f'amqp_dead_letters_total{{queue="{queue}"}}') == 2
-
-        await eventually(counted)
-        dead = [await channel.basic_get(f"{queue}.dead", no_ack=True) for _ in range(2)]
-        assert sorted(message.body for message in dead) == sorted([b"\xffgarbage", b'{"v":2}'])
-        for message in dead:
-            assert (message.header.properties.headers or {})["x-reason"]
-    await connection.close()
-    await fleet.submit(web, serials(3))
-    await fleet.all_finished()
-    assert await fleet.statuses() == {SUCCESS: 3}
+    task = ConfigureTask(
+        task_id=uuid4(), attempt=1, equipment_id="FUTURE01", timeout_in_seconds=1, time_limit_seconds=9, parameters={}
+    )
+    outcome = Outcome(task_id=task.task_id, attempt=1, kind=OutcomeKind.SUCCESS)
+    cases: tuple[tuple[str, Process, Message], ...] = (
+        (fleet.queues.to_configure_queue, configurator, task),
+        (fleet.queues.configured_queue, results, outcome),
+    )
+    for queue, reader, message in cases:
+        of_the_future = json.dumps(json.loads(message.encode()) | {"v": 2}).encode()
+        for body in (b"\xffgarbage", of_the_future):
+            await amqp.basic_publish(body, routing_key=queue)
+        dead = dead_letter_queue(queue)
+        await eventually(partial(holds, amqp, dead, 2))
+        assert await fleet.metric(reader, "amqp_dead_letters_total", queue=queue) == 2
+        reasons = {}
+        for _ in range(2):
+            letter = await amqp.basic_get(dead, no_ack=True)
+            reasons[letter.body] = str((letter.header.properties.headers or {})["x-reason"])
+        assert set(reasons) == {b"\xffgarbage", of_the_future}
+        assert "Invalid JSON" in reasons[b"\xffgarbage"]
+        assert reasons[of_the_future].startswith("v: ")
+    paths = await fleet.submit(web, serials(3))
+    assert await fleet.final_codes(web, paths) == [200] * 3
+    assert fleet.fake_a.calls("FUTURE01") == []
 
 
 async def test_a_service_a_that_is_down_for_a_while_fails_nothing(fleet: Fleet) -> None:
+    fake = fleet.fake_a
     web, _, configurator = await fleet.start("service_b", "service_b.results", "configurator", RETRY_MAX_SECONDS="2")
-    await fleet.fake_a.stop()
-    await fleet.submit(web, serials(50))
+    fake.delay = 1
+    begun = await fleet.submit(web, serials(50, "BEGUN"))
+    await fleet.calls(50)
+    await fake.stop()
+    refused = await fleet.submit(web, serials(50, "REFUSED"))
 
     async def paused() -> bool:
         return await fleet.metric(configurator, "service_a_unreachable") == 1
 
     await eventually(paused)
-    await fleet.submit(web, serials(50, "SECOND"))
-    await fleet.fake_a.start()
-    await fleet.all_finished()
-    assert await fleet.statuses() == {SUCCESS: 100}
-    assert len(fleet.fake_a.ledger) == 100
+    waiting = await fleet.submit(web, serials(50, "WAITING"))
+    fake.delay = 0
+    await fake.start()
+    assert await fleet.final_codes(web, [*begun, *refused, *waiting]) == [200] * 150
+    assert fake.overlapping() == []
+    assert {len(fake.calls(serial)) for serial in serials(50, "BEGUN")} <= {1, 2}
+    assert {len(fake.calls(serial)) for serial in (*serials(50, "REFUSED"), *serials(50, "WAITING"))} == {1}
+
+
+async def kill_a_configurator(fleet: Fleet) -> None:
+    """Its devices are left alone until A, which works on, has let go of them."""
+    killed = asyncio.Event()
+    fake = fleet.fake_a
+    fake.delay = 2
+    for serial in serials(200):
+        fake.script[serial].append(held(killed))
+    fleet.environment["SERVICE_A_GRACE_SECONDS"] = "10"
+    web, _, doomed, _ = await fleet.start(
+        "service_b", "service_b.results", "configurator", "configurator", CONCURRENCY="100"
+    )
+    # Two for each device: neither may begin while A still works on the first for nobody.
+    paths = await fleet.submit(web, serials(200) * 2)
+    await fleet.calls(200)
+    await in_thread(doomed.kill)
+    killed.set()
+    assert await fleet.final_codes(web, paths) == [200] * 400
+    assert fake.overlapping() == []
+    assert len(fake.ledger) == 500, "each of the 100 calls that it had in flight is made once more"
+
+
+async def lose_messages(fleet: Fleet, *, delete: bool) -> None:
+    """What is lost with a queue's messages is found missing and done again."""
+    web, results, configurator = await fleet.start("service_b", "service_b.results", "configurator")
+    connection = await aiormq.connect(fleet.queues.nodes[0])
+    channel = await connection.channel()
+    # Whoever reads a queue is away, so that there is something to lose.
+    paths = []
+    readers = {fleet.queues.configured_queue: results, fleet.queues.to_configure_queue: configurator}
+    for (queue, reader), prefix in zip(readers.items(), ("OUTCOME", "TASK"), strict=True):
+        await in_thread(reader.terminate)
+        paths += await fleet.submit(web, serials(30, prefix))
+        await eventually(partial(holds, channel, queue, 30), every=0.1)
+    for queue in readers:
+        await (channel.queue_delete(queue) if delete else channel.queue_purge(queue))
+    await connection.close()
+    await asyncio.gather(*(in_thread(reader.start) for reader in readers.values()))
+    assert await fleet.final_codes(web, paths) == [200] * 60
+    assert fleet.fake_a.overlapping() == []
+    assert len(fleet.fake_a.ledger) == 90, "only the calls whose outcomes were lost are made again"
+
+
+HEALING: dict[str, Callable[[Fleet], Awaitable[None]]] = {
+    "a killed configurator": kill_a_configurator,
+    "purged queues": partial(lose_messages, delete=False),
+    "deleted queues": partial(lose_messages, delete=True),
+}
+
+
+@pytest.fixture(scope="module")
+def healed(amqp_url: str, postgres_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Errors:
+    """The faults that heal when limits have passed, each with a system of its own."""
+    folder = tmp_path_factory.mktemp("healing")
+
+    async def one(name: str) -> None:
+        async with (
+            new_database(postgres_url, template) as url,
+            own_queues(amqp_url, heartbeat=1) as queues,
+            FakeA() as fake,
+            open_fleet(folder / name, queues, url, fake) as fleet,
+        ):
+            await HEALING[name](fleet)
+
+    return run_together({name: partial(one, name) for name in HEALING})
+
+
+@pytest.mark.parametrize("fault", HEALING)
+def test_heals(healed: Errors, fault: str) -> None:
+    raise_error(healed, fault)

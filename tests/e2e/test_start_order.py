@@ -10,27 +10,30 @@ import aiohttp
 import pytest
 
 from tests.conftest import eventually
-from tests.e2e.conftest import BODY, PATH, in_thread
+from tests.e2e.conftest import BODY, PATH, Errors, in_thread, raise_error, run_together
 from tests.system.migrate import migrate
 from tests.system.postgres import PostgreSQL
 from tests.system.processes import Process
 from tests.system.rabbitmq import RabbitMQ
 
-ORDERS = [
-    ("processes", "rabbitmq", "postgres", "migration", "service_a"),
-    ("postgres", "processes", "service_a", "migration", "rabbitmq"),
-]
+ORDERS = {
+    " ".join(order): order
+    for order in (
+        ("processes", "rabbitmq", "postgres", "migration", "service_a"),
+        ("postgres", "processes", "service_a", "migration", "rabbitmq"),
+    )
+}
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=" ".join)
-async def test_any_start_order(tmp_path: Path, order: tuple[str, ...]) -> None:
-    rabbitmq = RabbitMQ(tmp_path / "rabbitmq")
-    postgres = PostgreSQL(tmp_path / "postgres")
+async def start_in(order: tuple[str, ...], folder: Path) -> None:
+    """Start everything in this order; each process lives from its start and is ready once it can be."""
+    rabbitmq = RabbitMQ(folder / "rabbitmq")
+    postgres = PostgreSQL(folder / "postgres")
     environment = {"AMQP_URL": rabbitmq.url, "DATABASE_URL": postgres.dsn()}
-    service_a = Process("service_a", tmp_path, {"RESPONSE_DELAY_SECONDS": "0.1"})
-    web = Process("service_b", tmp_path, environment)
-    results = Process("service_b.results", tmp_path, environment)
-    configurator = Process("configurator", tmp_path, environment | {"SERVICE_A_URL": service_a.url})
+    service_a = Process("service_a", folder, {"RESPONSE_DELAY_SECONDS": "0.1"})
+    web = Process("service_b", folder, environment)
+    results = Process("service_b.results", folder, environment)
+    configurator = Process("configurator", folder, environment | {"SERVICE_A_URL": service_a.url})
     processes = (web, results, configurator)
 
     def start_processes() -> None:
@@ -41,18 +44,22 @@ async def test_any_start_order(tmp_path: Path, order: tuple[str, ...]) -> None:
         "processes": start_processes,
         "rabbitmq": rabbitmq.start,
         "postgres": postgres.start,
-        "migration": lambda: migrate(postgres.dsn()),
+        "migration": partial(migrate, postgres.dsn()),
         "service_a": service_a.start,
     }
     try:
+        done: set[str] = set()
         for step in order:
-            if step in ("rabbitmq", "migration"):
-                assert not results.is_ready()
             await in_thread(steps[step])
+            done.add(step)
             if step == "processes":
                 await asyncio.gather(*(eventually(partial(is_alive, process)) for process in processes))
-        for process in processes:
-            await in_thread(process.wait_until_ready)
+            if "processes" in done:
+                storage, broker = {"postgres", "migration"} <= done, "rabbitmq" in done
+                assert storage or not await in_thread(web.is_ready)
+                assert (storage and broker) or not await in_thread(results.is_ready)
+                assert broker or not await in_thread(configurator.is_ready)
+        await asyncio.gather(*(in_thread(process.wait_until_ready) for process in processes))
         async with aiohttp.ClientSession() as client:
             async with client.post(f"{web.url}{PATH}/ABC1234", json=BODY) as response:
                 assert response.status == 200
@@ -64,11 +71,10 @@ async def test_any_start_order(tmp_path: Path, order: tuple[str, ...]) -> None:
 
             await eventually(completed)
     finally:
-        for process in (*processes, service_a):
-            process.close()
-        postgres.stop()
-        postgres.remove()
-        rabbitmq.stop()
+        await asyncio.gather(*(in_thread(process.close) for process in (*processes, service_a)))
+        await in_thread(postgres.stop)
+        await in_thread(postgres.remove)
+        await in_thread(rabbitmq.stop)
 
 
 async def is_alive(process: Process) -> bool:
@@ -78,3 +84,16 @@ async def is_alive(process: Process) -> bool:
             return response.status == 200
     except aiohttp.ClientError:
         return False
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Errors:
+    """All orders at the same time, each with servers of its own."""
+    return run_together(
+        {name: partial(start_in, order, tmp_path_factory.mktemp("order")) for name, order in ORDERS.items()}
+    )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_any_start_order(started: Errors, order: str) -> None:
+    raise_error(started, order)
