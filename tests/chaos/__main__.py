@@ -6,16 +6,17 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 from rich.console import Console
 
-from tests.chaos import plan
+from tests.chaos import mutants, plan
 from tests.chaos.nemeses import NEMESES
 from tests.chaos.report import Report
-from tests.chaos.rig import Rig
-from tests.chaos.scenario import Run, perform
+from tests.chaos.rig import Rig, Shape
+from tests.chaos.scenario import DRAIN_SECONDS, Run, perform
 from tests.system.spawning import LOCAL
 
 RATE = 250.0
@@ -23,21 +24,32 @@ RATE = 250.0
 console = Console(width=190, soft_wrap=True)
 
 
-def run_seed(seed: int, chosen: list[str], rate: float, folder: Path) -> Run:
+def run_seed(seed: int, given: argparse.Namespace, folder: Path) -> Run:
     """Run one seed in a folder of its own."""
-    windows = plan.draw(seed, chosen)
+    windows = plan.draw(seed, given.nemesis)
+    if given.seconds:
+        windows = [replace(window, seconds=given.seconds) for window in windows]
     console.print(f"[bold]seed {seed}[/] in {folder}: " + ", ".join(" + ".join(w.nemeses) for w in windows))
-    rig = Rig(folder, plan.links(windows))
-    return uvloop.run(perform(rig, seed, windows, rate=rate, tell=lambda line: console.print(f"  {line}")))
+    shape = Shape(concurrency=given.concurrency, deadline_seconds=given.deadline, replicas=given.replicas)
+    performance = perform(
+        Rig(folder, plan.links(windows), shape),
+        seed,
+        windows,
+        rate=given.rate,
+        once=given.once,
+        drain_seconds=given.drain,
+        tell=lambda line: console.print(f"  {line}"),
+    )
+    return uvloop.run(performance)
 
 
-def run_many(minutes: float, first: int, chosen: list[str], rate: float, folder: Path) -> Report:
+def run_many(first: int, given: argparse.Namespace, folder: Path) -> Report:
     """Run seed after seed until the time is over."""
     report = Report()
-    until = time.monotonic() + minutes * 60
+    until = time.monotonic() + given.minutes * 60
     seed = first
     while time.monotonic() < until:
-        run = run_seed(seed, chosen, rate, folder / str(seed))
+        run = run_seed(seed, given, folder / str(seed))
         report.add(run)
         report.save(folder / "report.json")
         verdict = run.verdict
@@ -52,6 +64,15 @@ def run_many(minutes: float, first: int, chosen: list[str], rate: float, folder:
     return report
 
 
+def nemeses(text: str) -> list[str]:
+    """Read a list of nemeses."""
+    chosen = [names.strip() for names in text.split(",") if names.strip()]
+    for name in (name.strip() for names in chosen for name in names.split("+")):
+        if name not in NEMESES:
+            raise argparse.ArgumentTypeError(f"no nemesis is called {name!r}; there are {', '.join(NEMESES)}")
+    return chosen
+
+
 def main() -> int:
     """Read the arguments; 1 when something promised was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
@@ -61,22 +82,32 @@ def main() -> int:
     run.add_argument("--seed", type=int)
     one = commands.add_parser("seed", help="one seed again, alone")
     one.add_argument("number", type=int)
+    sabotaged = commands.add_parser("mutants", help="sabotage the code, and see whether it is noticed")
+    sabotaged.add_argument("names", nargs="*")
+    sabotaged.add_argument("--no-control", action="store_true", help="do not run the scenarios on the untouched code")
     for command in (run, one):
-        command.add_argument("--nemesis", default="", help="only these, with commas: " + ", ".join(NEMESES))
+        command.add_argument(
+            "--nemesis", type=nemeses, default=[], help="only these, with commas; + between those that work at once"
+        )
         command.add_argument("--rate", type=float, default=RATE, help="submissions a second")
+        command.add_argument("--seconds", type=float, help="how long each harm lasts")
+        command.add_argument("--drain", type=float, default=DRAIN_SECONDS, help="seconds for the last tasks to end")
+        command.add_argument("--once", action="store_true", help="these faults excuse no call after A's answer")
+        command.add_argument("--replicas", type=int, default=2)
+        command.add_argument("--concurrency", type=int, default=150)
+        command.add_argument("--deadline", type=int, default=86400)
         command.add_argument("--report", type=Path, default=LOCAL / "chaos.json")
     given = parser.parse_args()
-    chosen = [name.strip() for name in given.nemesis.split(",") if name.strip()]
-    if unknown := set(chosen) - set(NEMESES):
-        parser.error(f"no such nemesis: {', '.join(sorted(unknown))}")
+    if given.command == "mutants":
+        return 0 if mutants.run_all(given.names, console, not given.no_control) else 1
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.chmod(0o755)
     if given.command == "run":
         first = given.seed if given.seed is not None else random.randrange(1000) * 100
-        report = run_many(given.minutes, first, chosen, given.rate, folder)
+        report = run_many(first, given, folder)
     else:
         report = Report()
-        report.add(run_seed(given.number, chosen, given.rate, folder / str(given.number)))
+        report.add(run_seed(given.number, given, folder / str(given.number)))
     report.save(given.report)
     report.print(console)
     if report.clean:

@@ -19,6 +19,7 @@ VIOLATIONS = {
     "overlapping": "service A's calls for one device overlap",
     "attempt called twice": "service A was called twice for the same attempt",
     "called after the end": "service A was called for a task that had ended",
+    "repeated": "service A was called again although its answer had reached us",
     "order": "a device's tasks were not taken in the order of acceptance",
     "going back": "a status seen by a reader went back",
     "unsent": "a task that nobody sent",
@@ -48,6 +49,8 @@ class Verdict:
     stored: int = 0
     calls: int = 0
     repeated_calls: int = 0
+    late_calls: int = 0
+    """Calls that reached A after the limit: outside the promise."""
     reads: int = 0
     finished: dict[str, int] = field(default_factory=dict)
     """How many tasks ended in which code, and in error for which reason."""
@@ -60,14 +63,21 @@ class Verdict:
 
 @dataclass(slots=True)
 class Call:
-    """One call that A saw; `end` is when A surely had let go of the device."""
+    """One call that A saw. `end`: when A let go of the device, or the limit had passed; `limit`: when that was."""
 
     device: str
     task: str
     attempt: int
     begin: float
     end: float
+    limit: float
     code: int | None = None
+    answered: float = math.inf
+
+    @property
+    def is_late(self) -> bool:
+        """Whether A began when nobody waited for it any more."""
+        return self.begin >= self.end
 
 
 def check(history: Sequence[Event]) -> Verdict:
@@ -86,12 +96,15 @@ def check(history: Sequence[Event]) -> Verdict:
     found += _check_ends(rows, changes, calls)
     found += _check_overlaps(calls)
     found += _check_attempts(calls, rows, changes)
+    if events["run"] and events["run"][0].get("once"):
+        found += _check_repeats(calls)
     found += _check_order(events, rows, changes, calls)
     found += _check_reads(events["read"], {event["task"]: event["t"] for event in events["submitted"]})
     for bug in events["bug"]:
         found.append(Violation("bug", bug["t"], "", bug["line"][:300]))
     called = Counter(call.task for call in calls)
     verdict.repeated_calls = sum(count - 1 for count in called.values())
+    verdict.late_calls = sum(call.is_late for call in calls)
     verdict.finished = dict(Counter(str(row["code"]) for row in rows.values()))
     verdict.errors = dict(Counter(row["reason"] or "?" for row in rows.values() if row["status"] == "error"))
     found.sort(key=lambda violation: violation.at)
@@ -106,13 +119,13 @@ def _calls(events: dict[str, list[Event]]) -> list[Call]:
     for event in sorted([*events["a.begin"], *events["a.end"]], key=lambda event: float(event["t"])):
         if event["kind"] == "a.end":
             if call := open_calls.get(event["call"]):
-                call.end, call.code = min(call.end, event["t"]), event["code"]
+                call.end, call.code, call.answered = min(call.end, event["t"]), event["code"], event["t"]
             continue
         begin = event["t"]
-        # The promise holds as long as A answers within the limit: what was told to outlast it counts until then.
-        end = begin + limit - CLOCK_SLACK_SECONDS if event["outlasts"] else math.inf
-        end = min([end, *(time for time in killed if time >= begin)])
-        call = Call(event["device"], event["task"], event["attempt"], begin, end)
+        # The promise holds as long as A answers within the limit: what outlasts it counts until then.
+        given_up = event["sent"] + limit
+        end = min([given_up - CLOCK_SLACK_SECONDS, *(time for time in killed if time >= begin)])
+        call = Call(event["device"], event["task"], event["attempt"], begin, end, given_up)
         open_calls[event["call"]] = call  # A restarted A numbers anew; those before it have ended.
         calls.append(call)
     return calls
@@ -155,15 +168,14 @@ def _check_ends(rows: dict[str, Event], changes: dict[str, list[Event]], calls: 
         if call.code:
             answers[call.task].append(call)
     for task, row in rows.items():
-        ends = [change for change in changes.get(task, ()) if change["old_status"] != change["status"]]
-        ends = [change for change in ends if change["old_status"] is not None]
+        ends = [change for change in changes.get(task, ()) if change["old_status"] and change["status"] in FINAL]
         if row["status"] in FINAL and [change["status"] for change in ends] != [row["status"]]:
             seen = [(change["old_status"], change["status"]) for change in ends]
             yield Violation("doubled", row["t"], task, f"{row['status']} by the transitions {seen}")
         wanted = {"success": 200}.get(row["status"], 404 if row["code"] == 404 else None)
         at = ends[0]["t"] if ends else row["t"]
         if wanted and not any(
-            call.code == wanted and call.end <= at + CLOCK_SLACK_SECONDS for call in answers.get(task, ())
+            call.code == wanted and call.answered <= at + CLOCK_SLACK_SECONDS for call in answers.get(task, ())
         ):
             said = [(call.attempt, call.code) for call in answers.get(task, ())]
             yield Violation("unfounded", at, task, f"{row['status']} {row['code']}, but A said {said}")
@@ -177,8 +189,10 @@ def _check_overlaps(calls: Sequence[Call]) -> Iterable[Violation]:
     for call in calls:
         devices[call.device].append(call)
     for device, own in devices.items():
-        for first, second in pairwise(sorted(own, key=lambda call: call.begin)):
-            if second.begin < first.end:
+        own.sort(key=lambda call: call.begin)
+        first = own[0]
+        for second in own[1:]:
+            if second.begin < first.end and not second.is_late:
                 yield Violation(
                     "overlapping",
                     second.begin,
@@ -186,6 +200,8 @@ def _check_overlaps(calls: Sequence[Call]) -> Iterable[Violation]:
                     f"{device}: attempt {second.attempt} began {first.end - second.begin:.3f} s before the end of "
                     f"{first.task} attempt {first.attempt}",
                 )
+            if second.end > first.end:
+                first = second
 
 
 def _check_attempts(
@@ -199,11 +215,22 @@ def _check_attempts(
         seen.add(key)
         if call.task not in rows:
             yield Violation("unsent", call.begin, call.task, f"A was called for {call.device}")
-        for change in changes.get(call.task, ()):
+        for change in () if call.is_late else changes.get(call.task, ()):
             if change["status"] in FINAL and call.begin > change["t"] + CLOCK_SLACK_SECONDS:
                 late = call.begin - change["t"]
                 yield Violation("called after the end", call.begin, call.task, f"attempt {call.attempt}: {late:.3f} s")
                 break
+
+
+def _check_repeats(calls: Sequence[Call]) -> Iterable[Violation]:
+    """For runs whose faults excuse no repetition: A's answer reached us."""
+    answered: dict[str, Call] = {}
+    for call in calls:
+        if before := answered.get(call.task):
+            detail = f"attempt {call.attempt}, after the answer {before.code} to attempt {before.attempt}"
+            yield Violation("repeated", call.begin, call.task, detail)
+        if call.code and call.answered < call.limit:
+            answered[call.task] = call
 
 
 def _check_order(

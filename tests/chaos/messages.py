@@ -53,7 +53,7 @@ async def poisoned(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
 
 
 async def duplicated(key: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
-    """Copies of real messages, as a spy sees them.
+    """Copies of real messages, as a spy sees them, at once or when the device is free for the next attempt.
 
     A copy of work goes to the process that may be at it already (one configurator, calls that take a second): two
     processes know nothing of each other's calls, and a queue that doubles work by itself is no RabbitMQ.
@@ -62,25 +62,32 @@ async def duplicated(key: str, rig: Rig, rng: random.Random) -> AsyncIterator[No
     stopped = rig.processes["configurator"][1:] if work else []
     for process in stopped:
         await asyncio.to_thread(process.terminate, 60)
-    copies = 0
+    seen: set[bytes] = set()
+    copying: set[asyncio.Task[None]] = set()
     async with rig.amqp() as channel:
         spy = f"spy-{uuid4()}"
         await channel.queue_declare(spy, exclusive=True)
         await channel.queue_bind(spy, EXCHANGE, routing_key=key)
-        seen: set[bytes] = set()
 
-        async def copy(message: DeliveredMessage) -> None:
-            nonlocal copies
-            serial = json.loads(message.body).get("equipment_id", "")
-            if message.body in seen or (work and not serial.startswith(SLOW)):
+        async def copy(body: bytes, delay: float) -> None:
+            await asyncio.sleep(delay)
+            with suppress(Exception):  # The broker may be another nemesis's victim.
+                await publish(channel, key, body)
+
+        async def see(message: DeliveredMessage) -> None:
+            body = json.loads(message.body)
+            if message.body in seen or (work and not body["equipment_id"].startswith(SLOW)):
                 return
             seen.add(message.body)
-            copies += 1
-            with suppress(Exception):
-                await publish(channel, key, message.body)
+            hold = body.get("hold_seconds", 0)
+            delay = hold + rng.uniform(0.05, 0.3) if hold else rng.choice((0, 0, 0, 1))
+            copying.add(asyncio.create_task(copy(message.body, 0 if work else delay)))
 
-        await channel.basic_consume(spy, copy, no_ack=True)
+        await channel.basic_consume(spy, see, no_ack=True)
         yield
-    rig.history.write("copied", key=key, copies=copies)
+        await channel.queue_unbind(spy, EXCHANGE, routing_key=key)
+        if copying:
+            await asyncio.wait(copying)
+    rig.history.write("copied", key=key, copies=len(copying))
     for process in stopped:
         await asyncio.to_thread(process.start, wait=False)

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from tests.chaos.messages import duplicated, poisoned
+from tests.chaos.messages import EXCHANGE, KEYS, duplicated, poisoned
 from tests.chaos.network import LINKS
 from tests.chaos.rig import CONFIGURED, ROLES, TO_CONFIGURE, Rig, Role, server_pids, signal_all, until
 
@@ -166,6 +166,13 @@ async def _empty_queue(role: Role, queue: str, delete: bool, rig: Rig, rng: rand
     yield
 
 
+async def _unbind(queue: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    """A queue loses its binding: what is published then reaches nobody, and its publisher must notice."""
+    async with rig.amqp() as channel:
+        await channel.queue_unbind(queue, EXCHANGE, routing_key=KEYS[queue])
+    yield
+
+
 _add("kill broker", "broker", _kill_broker, (1, 3))
 _add("pause broker", "broker", _pause_broker, (2, 10))
 _add("close connections", "broker", _close_connections, (0.5, 1))
@@ -175,6 +182,7 @@ _readers: dict[str, Role] = {TO_CONFIGURE: "configurator", CONFIGURED: "results"
 for _queue, _reader in _readers.items():
     _add(f"purge {_queue}", "broker", partial(_empty_queue, _reader, _queue, False), (0.1, 1))
     _add(f"delete {_queue}", "broker", partial(_empty_queue, _reader, _queue, True), (0.1, 1))
+    _add(f"unbind {_queue}", "broker", partial(_unbind, _queue), (0.1, 1))
 
 
 # The database.

@@ -28,8 +28,13 @@ class CommitCutter(Proxy):
 
     @override
     async def _forward(self, chunks: "asyncio.Queue[Chunk]", writer: asyncio.StreamWriter) -> None:
-        to_server = writer.get_extra_info("peername")[1] == self._target[1]
-        if not to_server:
+        try:
+            await self._forward_and_cut(chunks, writer)
+        except RuntimeError as error:  # What uvloop says of a transport that was aborted meanwhile.
+            raise ConnectionAbortedError from error
+
+    async def _forward_and_cut(self, chunks: "asyncio.Queue[Chunk]", writer: asyncio.StreamWriter) -> None:
+        if writer.get_extra_info("peername")[1] != self._target[1]:
             await super()._forward(chunks, writer)
             return
         loop = asyncio.get_running_loop()

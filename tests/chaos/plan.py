@@ -26,11 +26,11 @@ class Window:
 def draw(seed: int, chosen: Sequence[str] = ()) -> list[Window]:
     """Draw a run's windows. Some seeds in a row use every nemesis alone once; besides each run mixes some.
 
-    With `chosen` nemeses a run uses just these, each alone.
+    With `chosen` nemeses a run uses just these, in this order; those joined by `+` work at once.
     """
     rng = random.Random(seed)
     if chosen:
-        return [_window(rng, (name,)) for name in chosen]
+        return [_window(rng, tuple(name.strip() for name in names.split("+"))) for names in chosen]
     rounds = -(-len(NEMESES) // ALONE)
     deck = sorted(NEMESES)
     random.Random(seed // rounds).shuffle(deck)

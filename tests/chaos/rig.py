@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -28,13 +29,13 @@ from tests.system.spawning import base_environment, end, free_port, spawn
 
 Role = Literal["web", "results", "configurator"]
 MODULES: dict[Role, Module] = {"web": "service_b", "results": "service_b.results", "configurator": "configurator"}
+SENDER = "tests.chaos.configurator"
 
 HEARTBEAT_SECONDS = 2
 TIMEOUT_SECONDS = 1
 GRACE_SECONDS = 3
 LIMIT_SECONDS = TIMEOUT_SECONDS + GRACE_SECONDS
 """A call's time limit."""
-CONCURRENCY = 150
 TO_CONFIGURE, CONFIGURED = "to_configure", "configured"
 ADMIN_SECONDS = 10.0
 
@@ -93,18 +94,20 @@ class ServiceA:
             return False
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large the system is, and its limits."""
+
+    replicas: int = 2
+    concurrency: int = 150
+    max_attempts: int = 10
+    deadline_seconds: int = 86400
+
+
 class Rig:
     """The system under torture, from its start to its end; logs, data and history lie in `folder`."""
 
-    def __init__(
-        self,
-        folder: Path,
-        links: Iterable[str] = (),
-        *,
-        replicas: int = 2,
-        max_attempts: int = 10,
-        overrides: dict[str, str] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, links: Iterable[str] = (), shape: Shape = Shape()) -> None:
         self.folder = folder
         self.history = History(folder / "rig.jsonl")
         self.service_a = ServiceA(folder, self.history)
@@ -113,9 +116,7 @@ class Rig:
         self.database = PostgreSQL(folder / "postgres", durable=False)
         self.processes: dict[Role, list[Process]] = {}
         self.dead: set[Process] = set()
-        self._replicas = replicas
-        self._max_attempts = max_attempts
-        self._overrides = overrides or {}
+        self._shape = shape
 
     @property
     def amqp_url(self) -> str:
@@ -150,8 +151,10 @@ class Rig:
         for role, module in MODULES.items():
             self.processes[role] = [
                 Process(module, self.folder / "logs", self._environment(role), name=f"{role}_{number + 1}")
-                for number in range(self._replicas)
+                for number in range(self._shape.replicas)
             ]
+        for process in self.processes["configurator"]:
+            process.module = SENDER  # type: ignore[assignment]
         for process in self.everyone():
             await asyncio.to_thread(process.start, wait=False)
         for process in self.everyone():
@@ -198,26 +201,23 @@ class Rig:
             "web": {
                 "DATABASE_URL": self.process_database_url("web"),
                 "SERVICE_A_GRACE_SECONDS": GRACE_SECONDS,
+                "TASK_DEADLINE_SECONDS": self._shape.deadline_seconds,
                 "POOL_SIZE": 5,
             },
             "results": {
                 "DATABASE_URL": self.process_database_url("results"),
-                "MAX_ATTEMPTS": self._max_attempts,
+                "MAX_ATTEMPTS": self._shape.max_attempts,
                 "RETRY_BASE_SECONDS": 0.2,
                 "RETRY_MAX_SECONDS": 2,
                 "POOL_SIZE": 3,
             },
             "configurator": {
                 "SERVICE_A_URL": f"http://127.0.0.1:{self.network.port('configurator-a', self.service_a.port)}",
-                "CONCURRENCY": CONCURRENCY,
+                "CONCURRENCY": self._shape.concurrency,
                 "SHUTDOWN_GRACE_SECONDS": 20,
             },
         }[role]
-        return (
-            {name: str(value) for name, value in own.items()}
-            | {"AMQP_URL": self.process_amqp_url(role)}
-            | self._overrides
-        )
+        return {name: str(value) for name, value in own.items()} | {"AMQP_URL": self.process_amqp_url(role)}
 
     def everyone(self) -> list[Process]:
         """All of our processes."""

@@ -65,14 +65,18 @@ async def perform(
     windows: Sequence[Window],
     *,
     rate: float,
+    once: bool = False,
     drain_seconds: float = DRAIN_SECONDS,
     tell: Tell = str,
 ) -> Run:
-    """Perform a run on a rig that is not started yet; the rig is stopped at the end."""
+    """Perform a run on a rig that is not started yet; the rig is stopped at the end.
+
+    `once`: these faults excuse no call after A's answer. `drain_seconds`: how long the last tasks get to end.
+    """
     run = Run(seed, rig.folder)
     started = time.monotonic()
     history = rig.history
-    history.write("run", seed=seed, limit=LIMIT_SECONDS, windows=[asdict(window) for window in windows])
+    history.write("run", seed=seed, limit=LIMIT_SECONDS, once=once, windows=[asdict(window) for window in windows])
     async with rig, _clients(rig, seed, rate) as workload:
         working = asyncio.create_task(workload.run())
         watching = asyncio.create_task(_watch_backlog(rig, workload))

@@ -68,7 +68,7 @@ class RecordedA(FakeA):
             device=serial,
             task=request.headers["Idempotency-Key"],
             attempt=int(request.headers["X-Attempt"]),
-            outlasts=mode in ("hang", "late"),
+            sent=float(request.headers["X-Sent"]),
         )
         await request.read()
         work = asyncio.create_task(self._work(request, serial, number, mode))

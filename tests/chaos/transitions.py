@@ -20,8 +20,8 @@ CREATE TABLE chaos_transition (
 );
 CREATE FUNCTION chaos_capture() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP = 'UPDATE' AND (old.status, old.active, old.attempt, old.code)
-            IS NOT DISTINCT FROM (new.status, new.active, new.attempt, new.code) THEN
+    IF TG_OP = 'UPDATE' AND (old.status, old.active, old.attempt, old.code, old.finished_at)
+            IS NOT DISTINCT FROM (new.status, new.active, new.attempt, new.code, new.finished_at) THEN
         RETURN NULL;
     END IF;
     INSERT INTO chaos_transition (id, old_status, status, old_active, active, old_attempt, attempt)

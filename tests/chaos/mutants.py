@@ -1,0 +1,298 @@
+"""Is the checker any good? One-line sabotages of the production code, each of which must be caught, by name."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.system.spawning import ROOT
+
+TIMEOUT_SECONDS = 600
+SKIPPED = shutil.ignore_patterns(".git", ".local", ".venv", "__pycache__", ".*_cache", ".hypothesis")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Faults that bring a kind of sabotage to light, as arguments of `python -m tests.chaos seed 1`.
+
+    The untouched code must pass each of them: otherwise nothing was caught.
+    """
+
+    name: str
+    nemeses: str
+    options: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A sabotage: texts of a file, each of which must occur once, and what replaces them; what must be found then."""
+
+    name: str
+    file: str
+    replacements: Sequence[tuple[str, str]]
+    scenario: Scenario
+    kinds: frozenset[str]
+
+
+CALM = Scenario("calm", "poison", ["--seconds", "8"])
+STORAGE = Scenario(
+    "storage fails, results die", "kill database + kill results,kill database + kill results", ["--once"]
+)
+COPIES = Scenario("copied outcomes", "a talks garbage + duplicate outcomes", ["--seconds", "8"])
+UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ["--once", "--seconds", "3"])
+KILLED = Scenario("killed configurators", "kill configurator,kill configurator,kill configurator")
+DOUBLED_WORK = Scenario("copied work", "duplicate work", ["--seconds", "10"])
+CUT = Scenario("cut relay", "cut web-broker,cut web-broker,cut web-broker,cut web-broker")
+PURGED = Scenario("purged queue", "purge to_configure,purge to_configure")
+SWAMPED = Scenario("more work than consumers", "poison", ["--seconds", "45", "--concurrency", "2", "--rate", "90"])
+HASTY = Scenario("short deadlines", "a hangs", ["--seconds", "8", "--deadline", "2"])
+HANGING = Scenario("a hangs", "a hangs", ["--seconds", "8"])
+WEB_DIES = Scenario("database and web die", "kill database,cut after commit web-database,kill web,kill database")
+
+MUTANTS = (
+    Mutant(
+        "acknowledge before commit",
+        "service_b/results/recorder.py",
+        [
+            (
+                "        while changes and not channel.lost.done():\n",
+                "        await batch[-1].ack(multiple=True)\n        while changes and not channel.lost.done():\n",
+            ),
+            ("            await asyncio.sleep(PAUSE_SECONDS)\n        await batch[-1].ack(multiple=True)\n", ""),
+        ],
+        STORAGE,
+        frozenset({"repeated"}),
+    ),
+    Mutant(
+        "no status='pending' guard",
+        "service_b/tasks.py",
+        [
+            (" AND task.status = 'pending'\n                    ORDER BY", "\n                    ORDER BY"),
+            ("AND task.status = 'pending' AND (change", "AND (change"),
+        ],
+        COPIES,
+        frozenset({"doubled"}),
+    ),
+    Mutant(
+        "no attempt guard",
+        "service_b/tasks.py",
+        [
+            ("WHERE task.attempt = change.attempt AND task.status", "WHERE task.status"),
+            ("task.id = locked.id AND task.attempt = change.attempt\n", "task.id = locked.id\n"),
+        ],
+        COPIES,
+        frozenset({"overlapping", "called after the end", "repeated"}),
+    ),
+    Mutant(
+        "no mandatory flag",
+        "messaging/channel.py",
+        [("                mandatory=mandatory,\n", "                mandatory=False,\n")],
+        UNBOUND,
+        frozenset({"repeated", "lost"}),
+    ),
+    Mutant(
+        "publish before the claim is committed",
+        "service_b/tasks.py",
+        [("SET due_at = NULL, dispatched_at = now(), attempt", "SET dispatched_at = now(), attempt")],
+        CALM,
+        frozenset({"overlapping", "called after the end"}),
+    ),
+    Mutant(
+        "no unique index",
+        "db/migrations/20261123000000_create_task.sql",
+        [("CREATE UNIQUE INDEX task_active ON task (equipment_id) WHERE active", "CREATE UNIQUE INDEX task_active ON task (equipment_id, id) WHERE active")],
+        CALM,
+        frozenset({"overlapping"}),
+    ),
+    Mutant(
+        "redelivered work called blindly",
+        "configurator/consumers.py",
+        [("        if delivery.redelivered:\n", "        if not delivery:\n")],
+        KILLED,
+        frozenset({"attempt called twice"}),
+    ),
+    Mutant(
+        "no join on redelivery",
+        "configurator/consumers.py",
+        [("        if running := self._calls.get(key):\n", "        if running := self._calls.get((task.task_id, 0)):\n")],
+        DOUBLED_WORK,
+        frozenset({"attempt called twice"}),
+    ),
+    Mutant(
+        "publish outside the relay",
+        "service_b/relay.py",
+        [("            if publication is Publication.REFUSED:\n", "            if publication is not None and dispatch.attempt == 1:\n")],
+        CALM,
+        frozenset({"overlapping", "called after the end"}),
+    ),
+    Mutant(
+        "an uncertain publish is repeated at once",
+        "service_b/relay.py",
+        [("            if publication is Publication.REFUSED:\n", "            if publication is not Publication.CONFIRMED:\n")],
+        CUT,
+        frozenset({"overlapping", "called after the end"}),
+    ),
+    Mutant(
+        "reconciler off",
+        "service_b/reconciler.py",
+        [("                    await self._report_overdue(channel, watermark)\n", "                    pass\n")],
+        PURGED,
+        frozenset({"lost"}),
+    ),
+    Mutant(
+        "prefetch ignored",
+        "messaging/channel.py",
+        [("prefetch_count=prefetch,", "prefetch_count=0,")],
+        SWAMPED,
+        frozenset({"overlapping", "called after the end"}),
+    ),
+    Mutant(
+        "promotion out of order",
+        "service_b/tasks.py",
+        [("                    ORDER BY seq LIMIT 1) AS id\n", "                    ORDER BY seq DESC LIMIT 1) AS id\n")],
+        CALM,
+        frozenset({"order"}),
+    ),
+    Mutant(
+        "dispatched tasks expire",
+        "service_b/tasks.py",
+        [("WHERE status = 'pending' AND (due_at IS NOT NULL OR NOT active)\n                      AND", "WHERE status = 'pending'\n                      AND")],
+        HASTY,
+        frozenset({"overlapping"}),
+    ),
+    Mutant(
+        "a device is not left alone after an unknown end",
+        "configurator/service_a.py",
+        [("        hold = max(0.0, task.time_limit_seconds - seconds) if kind", "        hold = 0.0 if kind")],
+        Scenario("a answers nothing in time", "cut configurator-a,cut configurator-a,cut configurator-a,cut configurator-a"),
+        frozenset({"overlapping"}),
+    ),
+    Mutant(
+        "a device is not left alone after an interruption",
+        "configurator/consumers.py",
+        [("            hold = task.time_limit_seconds + self._settings.lateness_seconds\n", "            hold = 0.0\n")],
+        KILLED,
+        frozenset({"overlapping"}),
+    ),
+    Mutant(
+        "answered before it is stored",
+        "service_b/handlers.py",
+        [("    await _stored(request.app[INSERTS].submit(task), task_id)\n", "    asyncio.ensure_future(request.app[INSERTS].submit(task))\n")],
+        WEB_DIES,
+        frozenset({"lost"}),
+    ),
+    Mutant(
+        "rubbish kills its reader",
+        "configurator/consumers.py",
+        [("        except DecodeError as error:\n            self._spawn(self._dead_letter(delivery, error.reason))\n            return\n", "        except DecodeError as error:\n            raise RuntimeError from error\n")],
+        CALM,
+        frozenset({"bug"}),
+    ),
+    Mutant(
+        "a device that A does not know counts as configured",
+        "service_b/results/decision.py",
+        [("    OutcomeKind.NOT_FOUND: 404,\n", "    OutcomeKind.NOT_FOUND: 200,\n")],
+        CALM,
+        frozenset({"unfounded"}),
+    ),
+    Mutant(
+        "the same task for each reader's next question",
+        "service_b/tasks.py",
+        [("        found = {row[\"id\"]: Status(row[\"equipment_id\"], row[\"code\"]) for row in rows}\n", "        import random\n        found = {row[\"id\"]: Status(row[\"equipment_id\"], random.choice((None, row[\"code\"]))) for row in rows}\n")],
+        CALM,
+        frozenset({"going back"}),
+    ),
+)  # fmt: skip
+
+
+def sabotage(tree: Path, mutant: Mutant) -> str:
+    """Apply a mutant to a copy of the tree; say why it cannot be, if its text is not found exactly once."""
+    path = tree / mutant.file
+    text = path.read_text()
+    for old, new in mutant.replacements:
+        if text.count(old) != 1:
+            return f"stale: {mutant.file} has {text.count(old)} times {old.strip()!r}"
+        text = text.replace(old, new)
+    path.write_text(text)
+    return ""
+
+
+def run(tree: Path, scenario: Scenario) -> dict[str, Any]:
+    """Run a scenario with the code of a tree, and return the report."""
+    report = tree / ".local" / "chaos.json"
+    report.unlink(missing_ok=True)
+    arguments = [sys.executable, "-m", "tests.chaos", "seed", "1", "--report", str(report)]
+    if "--rate" not in scenario.options:
+        arguments += ["--rate", "80"]
+    arguments += ["--nemesis", scenario.nemeses, "--drain", "60", *scenario.options]
+    done = subprocess.run(
+        arguments,
+        cwd=tree,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith("histories"):
+            shutil.rmtree(line.rpartition(" ")[2], ignore_errors=True)
+    if not report.exists():
+        raise RuntimeError(f"{scenario.name} did not run:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(report.read_text())
+    return result
+
+
+def copy_tree(folder: Path) -> Path:
+    """Copy what is needed to run."""
+    return Path(shutil.copytree(ROOT, folder / "tree", ignore=SKIPPED))
+
+
+def found(report: dict[str, Any]) -> dict[str, int]:
+    """Which violations a report tells of."""
+    columns = ("runs", "accepted", "repeated_calls", "worst_recovery_seconds")
+    return {kind: count for kind, count in report["sum"].items() if count and kind not in columns}
+
+
+def run_all(names: Sequence[str], console: Console, control: bool = True) -> bool:
+    """Run the scenarios on the untouched code, then each mutant; True when all were caught and nothing else."""
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    table = Table("mutant", "scenario", "found", "verdict", title="mutants")
+    good = True
+
+    def tell(name: str, scenario: Scenario, work: Callable[[Path], tuple[str, bool]]) -> None:
+        nonlocal good
+        with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+            Path(folder).chmod(0o755)
+            said, verdict = work(copy_tree(Path(folder)))
+        good &= verdict
+        mark = "[green]as it should[/]" if verdict else "[red]NOT as it should[/]"
+        console.print(f"{name} ({scenario.name}): {said}: {mark}")
+        table.add_row(name, scenario.name, said, mark)
+
+    def clean(scenario: Scenario, tree: Path) -> tuple[str, bool]:
+        violations = found(run(tree, scenario))
+        return str(violations or "nothing"), not violations
+
+    def caught(mutant: Mutant, tree: Path) -> tuple[str, bool]:
+        if stale := sabotage(tree, mutant):
+            return stale, False
+        violations = found(run(tree, mutant.scenario))
+        return str(violations or "nothing"), bool(mutant.kinds & set(violations))
+
+    if control:
+        for scenario in dict.fromkeys(mutant.scenario.name for mutant in chosen):
+            mutant = next(mutant for mutant in chosen if mutant.scenario.name == scenario)
+            tell("(none)", mutant.scenario, lambda tree, of=mutant.scenario: clean(of, tree))  # type: ignore[misc]
+    for mutant in chosen:
+        tell(mutant.name, mutant.scenario, lambda tree, of=mutant: caught(of, tree))  # type: ignore[misc]
+    console.print(table)
+    return good

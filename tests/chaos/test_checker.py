@@ -1,0 +1,217 @@
+"""The checker is a program too: each violation is found in a history made by hand, and a clean history is clean."""
+
+from typing import Any
+
+import pytest
+
+from tests.chaos.checker import VIOLATIONS, check
+from tests.chaos.history import Event
+
+Made = list[Event]
+
+
+def event(kind: str, t: float, **fields: Any) -> Event:
+    return {"kind": kind, "t": t, "w": t} | fields
+
+
+def transition(n: int, t: float, task: str, old: str | None, new: str | None, **fields: Any) -> Event:
+    states = {"old_active": None if old is None else True, "active": new == "pending", "old_attempt": 1, "attempt": 1}
+    return event("transition", t, n=n, task=task, old_status=old, status=new, **states | fields)
+
+
+def task(name: str, t: float, *, seq: int, device: str = "DEVICE1", status: str = "success", code: int = 200) -> Made:
+    """One task's life, from `t` on: sent, called from t+1 to t+2, ended at t+2.5 and read at t+4."""
+    says = {200: 200, 404: "The requested equipment is not found", 500: 500}[code]
+    return [
+        event("submit", t, marker=f"m-{name}", device=device),
+        event("submitted", t + 0.5, marker=f"m-{name}", device=device, status=200, task=name),
+        transition(seq * 10, t + 0.4, name, None, "pending", attempt=0),
+        transition(seq * 10 + 1, t + 0.6, name, "pending", "pending", old_attempt=0),
+        event("a.begin", t + 1, call=seq, device=device, task=name, attempt=1, sent=t + 1),
+        event("a.end", t + 2, call=seq, code=code),
+        transition(seq * 10 + 2, t + 2.5, name, "pending", status),
+        event("read", t + 1.6, task=name, began=t + 1.5, status=200, says=204),
+        event("read", t + 4.1, task=name, began=t + 4, status=code, says=says),
+        event(
+            "row",
+            t + 9,
+            task=name,
+            seq=seq,
+            device=device,
+            status=status,
+            code=code,
+            reason=None,
+            attempt=1,
+            marker=f"m-{name}",
+        ),
+    ]
+
+
+def clean() -> Made:
+    """Three tasks, two of them of one device, one after the other."""
+    return [
+        event("run", 0, limit=4),
+        *task("one", 1, seq=1),
+        *task("two", 5, seq=2),
+        *task("three", 2, seq=3, device="DEVICE2", status="error", code=404),
+    ]
+
+
+def of(history: Made, kind: str, name: str) -> Event:
+    return next(event for event in history if event["kind"] == kind and event.get("task") == name)
+
+
+def kinds(history: Made) -> set[str]:
+    verdict = check(sorted(history, key=lambda event: float(event["t"])))
+    return {violation.kind for violation in verdict.violations}
+
+
+def test_clean_history_is_clean() -> None:
+    verdict = check(clean())
+    assert (verdict.violations, verdict.accepted, verdict.calls, verdict.repeated_calls) == ([], 3, 3, 0)
+    assert verdict.finished == {"200": 2, "404": 1}
+
+
+def without(kind: str, name: str) -> Made:
+    history = clean()
+    history.remove(of(history, kind, name))
+    return history
+
+
+def altered(kind: str, name: str, **fields: Any) -> Made:
+    history = clean()
+    of(history, kind, name).update(fields)
+    return history
+
+
+BROKEN: dict[str, tuple[str, Made]] = {
+    "no row": ("lost", without("row", "one")),
+    "never final": (
+        "lost",
+        [e for e in altered("row", "one", status="pending", code=None) if (e["t"], e.get("task")) != (3.5, "one")],
+    ),
+    "row removed": ("lost", [*clean(), transition(99, 20, "two", "success", None)]),
+    "two ends": ("doubled", [*clean(), transition(99, 20, "two", "error", "success")]),
+    "ended behind our back": (
+        "doubled",
+        [e for e in clean() if (e["kind"], e.get("task"), e["t"]) != ("transition", "one", 3.5)],
+    ),
+    "stored twice": ("doubled", [*clean(), of(clean(), "row", "one") | {"task": "x", "seq": 9}]),
+    "success without A": ("unfounded", altered("row", "three", status="success", code=200)),
+    "success before A said so": (
+        "unfounded",
+        [e | {"t": 2.2} if (e["kind"], e.get("task"), e["t"]) == ("transition", "one", 3.5) else e for e in clean()],
+    ),
+    "A said something else": (
+        "unfounded",
+        [e | {"code": 500} if e["kind"] == "a.end" and e["call"] == 3 else e for e in clean()],
+    ),
+    "overlap": (
+        "overlapping",
+        [
+            *clean(),
+            event("a.begin", 6.5, call=50, device="DEVICE1", task="one", attempt=2, sent=6.5),
+            event("a.end", 7, call=50, code=200),
+        ],
+    ),
+    "overlap with a call that hangs": (
+        "overlapping",
+        [
+            *(e for e in clean() if e["kind"] != "a.end" or e["call"] != 1),
+            event("a.begin", 5, call=51, device="DEVICE1", task="two", attempt=2, sent=5),
+            event("a.end", 5.5, call=51, code=None),
+        ],
+    ),
+    "one attempt, two calls": (
+        "attempt called twice",
+        [
+            *clean(),
+            event("a.begin", 3.1, call=52, device="DEVICE1", task="one", attempt=1, sent=3.1),
+            event("a.end", 3.2, call=52, code=200),
+        ],
+    ),
+    "called for a finished task": (
+        "called after the end",
+        [
+            *clean(),
+            event("a.begin", 4, call=53, device="DEVICE1", task="one", attempt=2, sent=4),
+            event("a.end", 4.2, call=53, code=200),
+        ],
+    ),
+    "taken out of turn": ("order", altered("row", "one", seq=7)),
+    "accepted out of turn": ("order", altered("row", "two", seq=0)),
+    "a reader sees it go back": (
+        "going back",
+        [*clean(), event("read", 30, task="one", began=29, status=200, says=204)],
+    ),
+    "from success to error": ("going back", [*clean(), event("read", 30, task="one", began=29, status=500, says=500)]),
+    "acknowledged and not found": (
+        "going back",
+        [
+            e | {"status": 404, "says": "The requested task is not found"}
+            if e["kind"] == "read" and e["t"] == 2.6
+            else e
+            for e in clean()
+        ],
+    ),
+    "nobody's row": ("unsent", altered("row", "one", marker="somebody else's")),
+    "nobody's call": (
+        "unsent",
+        [*clean(), event("a.begin", 9, call=54, device="DEVICE3", task="x", attempt=1, sent=9)],
+    ),
+    "strange answer": ("answer", [*clean(), event("submitted", 9, marker="m", device="D", status=500, task=None)]),
+    "strange status": ("answer", [*clean(), event("read", 9, task="one", began=8, status=502, says=None)]),
+    "a bug": ("bug", [*clean(), event("bug", 9, line="relay.bug")]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_violation_is_found(name: str) -> None:
+    kind, history = BROKEN[name]
+    assert kind in kinds(history)
+
+
+def test_each_kind_of_violation_has_its_history() -> None:
+    assert {kind for kind, _ in BROKEN.values()} | {"repeated"} == set(VIOLATIONS)
+
+
+def test_a_lost_answer_is_not_a_lost_task() -> None:
+    history = altered("submitted", "one", status=None, task=None)
+    history = [e for e in history if e["kind"] != "read" or e["task"] != "one"]
+    verdict = check(history)
+    assert (verdict.violations, verdict.accepted, verdict.unknown, verdict.stored) == ([], 2, 1, 3)
+
+
+def test_reads_that_overlap_in_time_may_differ() -> None:
+    assert kinds([*clean(), event("read", 5.3, task="one", began=3.4, status=200, says=204)]) == set()
+
+
+def test_a_call_that_outlasts_the_limit_counts_only_until_then() -> None:
+    history = clean()
+    for e in history:
+        if e["kind"] == "a.end" and e["call"] == 1:
+            e["t"] = 50
+        if (e["kind"], e.get("task"), e["t"]) == ("transition", "one", 3.5):
+            e["t"] = 6
+    assert "overlapping" not in kinds(history)
+
+
+def test_a_request_that_reaches_a_when_nobody_waits_for_it_any_more_is_outside_the_promise() -> None:
+    late = event("a.begin", 6.5, call=50, device="DEVICE1", task="one", attempt=1, sent=2.5)
+    verdict = check([*clean(), late])
+    assert {violation.kind for violation in verdict.violations} == {"attempt called twice"}
+    assert verdict.late_calls == 1
+
+
+def test_a_killed_service_a_works_on_nothing() -> None:
+    kind, history = BROKEN["overlap with a call that hangs"]
+    assert kind not in kinds([*history, event("a.killed", 4)])
+
+
+def test_repeated_calls_are_a_violation_only_where_no_fault_excuses_them() -> None:
+    again = [
+        event("a.begin", 3.1, call=60, device="DEVICE1", task="one", attempt=2, sent=3.1),
+        event("a.end", 3.2, call=60, code=200),
+    ]
+    assert kinds([*clean(), *again]) == set()
+    assert kinds([e | {"once": True} if e["kind"] == "run" else e for e in [*clean(), *again]]) == {"repeated"}
