@@ -12,7 +12,7 @@ from messaging.batching import Batcher
 from messaging.session import Session
 from service_b import handlers, metrics
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS, create_pool
-from service_b.errors import answer_errors
+from service_b.errors import answer_errors, hide_expectation
 from service_b.reconciler import Reconciler
 from service_b.relay import Relay
 from service_b.settings import Settings
@@ -40,6 +40,7 @@ def create_app(settings: Settings) -> web.Application:
     app[handlers.APP_NAME] = settings.app_name
     app[handlers.WAKE] = asyncio.Event()
     app.cleanup_ctx.extend([_storage, _background])
+    app.on_response_prepare.append(hide_expectation)
     handlers.add_routes(app.router)
 
     async def storage() -> str | None:

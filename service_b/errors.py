@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
 
@@ -100,6 +101,13 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return json_error(ApiError.code, ApiError().body())
 
 
+async def hide_expectation(request: web.Request, response: web.StreamResponse) -> None:
+    """Answer in JSON where aiohttp, before any middleware, refuses an `Expect` that it does not know and quotes it."""
+    if isinstance(response, web.HTTPExpectationFailed):
+        response.body = b'{"code":417,"message":"Expectation Failed"}'
+        response.content_type = "application/json"
+
+
 def _answer_malformed(
     handler: RequestHandler,
     request: web.BaseRequest,
@@ -111,7 +119,10 @@ def _answer_malformed(
     log.info("http.malformed", status=status, error=type(exc).__name__)
     if request.writer.output_size > 0:
         raise ConnectionError("the answer has begun already")
-    text = "Malformed HTTP request" if status < 500 else ApiError.message
+    if isinstance(exc, ContentEncodingError):  # Compressed in a way for which no library is installed.
+        status, text = CompressedBodyError.code, CompressedBodyError.message
+    else:
+        text = "Malformed HTTP request" if status < 500 else ApiError.message
     answer = json_error(status, {"code": status, "message": text})
     answer.force_close()
     return answer

@@ -93,6 +93,8 @@ class Relay:
             await self._tasks.make_due_again(unsent)
             log.warning("relay.unsent", tasks=len(unsent), retry_in=PAUSE_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
+            # A queue that was full goes on refusing what comes by the same channel, though its limit may be gone.
+            channel.lose("messages were refused")
 
     async def _publish(self, channel: Channel, dispatch: Dispatch) -> Publication:
         message = ConfigureTask(

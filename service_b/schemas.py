@@ -55,10 +55,10 @@ def parse_request(raw: bytes) -> ConfigureRequest:
     """Check a body: 400 when it is not JSON, 422 with the list of faults when it is not what we take."""
     try:
         value = json.loads(raw.decode(), parse_constant=_refuse_constant)
+        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+            raise ValueError
     except (ValueError, RecursionError):
-        raise BadRequestError("The body must be JSON in UTF-8") from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
-        raise BadRequestError("The body must not be nested so deeply")
+        raise BadRequestError(f"The body must be JSON in UTF-8, at most {MAX_DEPTH} levels deep") from None
     # The original task's text writes the parameters with brackets around them.
     if isinstance(value, dict) and isinstance(listed := value.get("parameters"), list) and len(listed) == 1:
         value["parameters"] = listed[0]

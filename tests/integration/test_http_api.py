@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+import pytest_asyncio
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
@@ -17,13 +18,12 @@ from pydantic import SecretStr
 from pytest_aiohttp.plugin import AiohttpClient
 from yarl import URL
 
-from messaging.settings import BrokerSettings
 from service_b import handlers
 from service_b.app import create_app
 from service_b.database import DatabaseSettings
 from service_b.settings import Settings
 from service_b.tasks import TaskTable
-from tests.conftest import eventually
+from tests.conftest import eventually, new_database
 from tests.system.spawning import free_port
 
 Client = TestClient[Request, Application]
@@ -54,15 +54,35 @@ async def task(client: Client) -> str:
     return response.headers["Location"]
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_database_url(postgres_url: str, template: str) -> AsyncIterator[str]:
+    async with new_database(postgres_url, template) as url:
+        yield url
+
+
 @pytest.fixture
-async def nothing_stored(sql: asyncpg.Connection) -> AsyncIterator[None]:
-    yield
-    assert await sql.fetchval("SELECT count(*) FROM task") == 0
+async def refusing(shared_database_url: str, aiohttp_client: AiohttpClient) -> AsyncIterator[Client]:
+    """A client whose requests are all refused: nothing is stored, so that one database serves them all."""
+    database = DatabaseSettings(database_url=SecretStr(shared_database_url), pool_size=1)
+    yield await aiohttp_client(create_app(settings_for(database)))
+    connection = await asyncpg.connect(shared_database_url)
+    assert await connection.fetchval("SELECT count(*) FROM task") == 0
+    await connection.close()
 
 
 async def assert_answer(response: ClientResponse, status: int, body: bytes) -> None:
     assert (response.status, await response.read()) == (status, body)
     assert response.headers["Content-Type"].startswith("application/json")
+
+
+async def ask_raw(client: Client, raw: bytes) -> tuple[bytes, bytes]:
+    """Send bytes over a connection of its own; return the answer's head and body."""
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(raw)
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    return head, body
 
 
 async def finish(sql: asyncpg.Connection, path: str, code: int) -> None:
@@ -177,9 +197,8 @@ async def test_get_name(client: Client) -> None:
 
 
 @pytest.mark.parametrize("serial", ["short", "dash-ed1", "A" * 129, "ünicode1", "a b c d e"])
-@pytest.mark.usefixtures("nothing_stored")
-async def test_the_id_is_judged_before_the_body(client: Client, serial: str) -> None:
-    await assert_answer(await client.post(f"{PATH}/{serial}", data=b"{"), 404, EQUIPMENT_NOT_FOUND)
+async def test_the_id_is_judged_before_the_body(refusing: Client, serial: str) -> None:
+    await assert_answer(await refusing.post(f"{PATH}/{serial}", data=b"{"), 404, EQUIPMENT_NOT_FOUND)
 
 
 DEEP = b'{"timeoutInSeconds":1,"parameters":{"username":"a","password":"b","interfaces":[],"x":%s}}'
@@ -202,11 +221,12 @@ DEEP = b'{"timeoutInSeconds":1,"parameters":{"username":"a","password":"b","inte
     ],
     ids=["empty", "cut", "nan", "infinity", "1e999", "deep", "absurd", "utf-16", "bytes", "surrogate bytes", "raw nul"],
 )
-@pytest.mark.usefixtures("nothing_stored")
-async def test_malformed_json(client: Client, body: bytes) -> None:
-    response = await client.post(f"{PATH}/ABC1234", data=body)
-    answer = await response.json()
-    assert (response.status, answer["code"], set(answer)) == (400, 400, {"code", "message"})
+async def test_malformed_json(refusing: Client, body: bytes) -> None:
+    response = await refusing.post(f"{PATH}/ABC1234", data=body)
+    infinite = b"The body must be JSON without infinite numbers"
+    no_json = b"The body must be JSON in UTF-8, at most 100 levels deep"
+    message = infinite if b"1e999" in body else no_json
+    await assert_answer(response, 400, b'{"code":400,"message":"%s"}' % message)
 
 
 @pytest.mark.parametrize(
@@ -234,9 +254,10 @@ async def test_malformed_json(client: Client, body: bytes) -> None:
         ({"parameters": {**PARAMETERS, "interfaces": [1, False]}}, ["parameters", "interfaces", 1]),
     ],
 )
-@pytest.mark.usefixtures("nothing_stored")
-async def test_wrong_fields_are_named_and_not_echoed(client: Client, change: dict[str, Any], loc: list[object]) -> None:
-    response = await client.post(f"{PATH}/ABC1234", data=json.dumps({**BODY, **change}))
+async def test_wrong_fields_are_named_and_not_echoed(
+    refusing: Client, change: dict[str, Any], loc: list[object]
+) -> None:
+    response = await refusing.post(f"{PATH}/ABC1234", data=json.dumps({**BODY, **change}))
     answer = await response.json()
     assert (response.status, answer["code"]) == (422, 422)
     assert [error["loc"] for error in answer["errors"]] == [loc]
@@ -245,34 +266,29 @@ async def test_wrong_fields_are_named_and_not_echoed(client: Client, change: dic
 
 
 @pytest.mark.parametrize("field", ["username", "password", "interfaces"])
-@pytest.mark.usefixtures("nothing_stored")
-async def test_a_missing_field_is_named(client: Client, field: str) -> None:
+async def test_a_missing_field_is_named(refusing: Client, field: str) -> None:
     parameters = {key: value for key, value in PARAMETERS.items() if key != field}
-    response = await client.post(f"{PATH}/ABC1234", json={**BODY, "parameters": parameters})
+    response = await refusing.post(f"{PATH}/ABC1234", json={**BODY, "parameters": parameters})
     assert response.status == 422
     assert [error["loc"] for error in (await response.json())["errors"]] == [["parameters", field]]
 
 
 @pytest.mark.parametrize("body", [[], 1, "text", None, {}])
-@pytest.mark.usefixtures("nothing_stored")
-async def test_json_that_is_no_request(client: Client, body: object) -> None:
-    response = await client.post(f"{PATH}/ABC1234", data=json.dumps(body))
+async def test_json_that_is_no_request(refusing: Client, body: object) -> None:
+    response = await refusing.post(f"{PATH}/ABC1234", data=json.dumps(body))
     assert response.status == 422
     assert (await response.json())["errors"]
 
 
-@pytest.mark.usefixtures("nothing_stored")
-async def test_a_body_over_64_kib(client: Client) -> None:
+async def test_a_body_over_64_kib(refusing: Client) -> None:
     body = json.dumps(BODY).encode()
-    response = await client.post(f"{PATH}/ABC1234", data=body + b" " * (65_537 - len(body)))
-    answer = await response.json()
-    assert (response.status, answer["code"], set(answer)) == (413, 413, {"code", "message"})
+    response = await refusing.post(f"{PATH}/ABC1234", data=body + b" " * (65_537 - len(body)))
+    await assert_answer(response, 413, b'{"code":413,"message":"Request Entity Too Large"}')
 
 
-@pytest.mark.usefixtures("nothing_stored")
-async def test_a_compressed_body(client: Client) -> None:
+async def test_a_compressed_body(refusing: Client) -> None:
     body = gzip.compress(json.dumps(BODY).encode())
-    response = await client.post(f"{PATH}/ABC1234", data=body, headers={"Content-Encoding": "gzip"})
+    response = await refusing.post(f"{PATH}/ABC1234", data=body, headers={"Content-Encoding": "gzip"})
     await assert_answer(response, 415, b'{"code":415,"message":"The body must not be compressed"}')
 
 
@@ -280,21 +296,11 @@ async def test_an_unknown_route(client: Client) -> None:
     await assert_answer(await client.get("/secret"), 404, b'{"code":404,"message":"Not Found"}')
 
 
-async def test_a_wrong_method(client: Client) -> None:
-    response = await client.put(f"{PATH}/ABC1234")
-    await assert_answer(response, 405, b'{"code":405,"message":"Method Not Allowed"}')
-    assert response.headers["Allow"] == "POST"
-
-
 @pytest.mark.parametrize(
     "raw", [b"SECRET\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\nSECRET\r\n\r\n", b"\x16\x03\x01\r\n\r\n"]
 )
-async def test_malformed_http_is_not_echoed(client: Client, raw: bytes) -> None:
-    reader, writer = await asyncio.open_connection(client.host, client.port)
-    writer.write(raw)
-    answer = await reader.read()
-    writer.close()
-    head, _, body = answer.partition(b"\r\n\r\n")
+async def test_malformed_http_is_not_echoed(refusing: Client, raw: bytes) -> None:
+    head, body = await ask_raw(refusing, raw)
     assert re.match(rb"HTTP/1\.[01] 400 ", head)
     assert b"application/json" in head
     assert body == b'{"code":400,"message":"Malformed HTTP request"}'
@@ -365,9 +371,136 @@ async def test_a_client_that_goes_away_does_not_cancel_the_write(
     await eventually(lambda: sql.fetchval("SELECT count(*) FROM task"))
 
 
-async def test_chunked_bodies_are_taken(client: Client, broker: BrokerSettings) -> None:
+async def test_chunked_bodies_are_taken(client: Client) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for byte in json.dumps(BODY).encode():
             yield bytes([byte])
 
     assert (await client.post(f"{PATH}/ABC1234", data=chunks())).status == 200
+
+
+# The wire
+
+
+async def test_an_expectation_that_we_cannot_meet_is_not_echoed(client: Client) -> None:
+    head, body = await ask_raw(
+        client, b"GET /api/v1/ HTTP/1.1\r\nHost: a\r\nExpect: SECRET\r\nConnection: close\r\n\r\n"
+    )
+    assert head.startswith(b"HTTP/1.1 417 ")
+    assert b"application/json" in head
+    assert body == b'{"code":417,"message":"Expectation Failed"}'
+
+
+async def test_a_client_that_waits_for_continue_is_told_so(client: Client, sql: asyncpg.Connection) -> None:
+    response = await client.post(f"{PATH}/ABC1234", json=BODY, expect100=True)
+    assert response.status == 200
+    assert await sql.fetchval("SELECT count(*) FROM task") == 1
+
+
+async def test_a_chunked_body_over_64_kib(refusing: Client) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        body = json.dumps(BODY).encode()
+        yield body
+        yield b" " * (65_537 - len(body))
+
+    response = await refusing.post(f"{PATH}/ABC1234", data=chunks())
+    await assert_answer(response, 413, b'{"code":413,"message":"Request Entity Too Large"}')
+
+
+async def test_malformed_chunks(refusing: Client) -> None:
+    head = f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head_told, body = await ask_raw(refusing, head.encode() + b"SECRET\r\n\r\n")
+    assert re.match(rb"HTTP/1\.[01] 400 ", head_told)
+    assert b"application/json" in head_told
+    assert b"SECRET" not in body
+
+
+async def test_a_body_that_ends_too_early(refusing: Client) -> None:
+    body = json.dumps(BODY).encode()
+    head = f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body) + 1}\r\n\r\n"
+    reader, writer = await asyncio.open_connection(refusing.host, refusing.port)
+    writer.write(head.encode() + body)
+    writer.write_eof()
+    assert not (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("encoding", ["deflate", "br", "zstd", "GZIP", "identity, gzip", "unheard-of"])
+async def test_every_content_encoding_is_refused(refusing: Client, encoding: str) -> None:
+    head = f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nContent-Encoding: {encoding}\r\nConnection: close\r\n"
+    told, body = await ask_raw(refusing, f"{head}Content-Length: 6\r\n\r\nSECRET".encode())
+    assert re.match(rb"HTTP/1\.[01] 415 ", told)
+    assert body == b'{"code":415,"message":"The body must not be compressed"}'
+
+
+async def test_any_content_type_is_taken(client: Client) -> None:
+    body = json.dumps(BODY).encode()
+    for kind in ("application/json", "text/xml", "application/x-www-form-urlencoded", "nonsense"):
+        assert (await client.post(f"{PATH}/ABC1234", data=body, headers={"Content-Type": kind})).status == 200
+    assert (await client.post(f"{PATH}/ABC1234", data=body, skip_auto_headers=("Content-Type",))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", f"{PATH}/ABC1234", "POST"),
+        ("DELETE", f"{PATH}/ABC1234", "POST"),
+        ("POST", f"{PATH}/ABC1234/task/{uuid4()}", "GET,HEAD"),
+        ("PATCH", "/api/v1/", "GET,HEAD"),
+        ("POST", "/metrics", "GET,HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(refusing: Client, method: str, path: str, allowed: str) -> None:
+    response = await refusing.request(method, path, json=BODY)
+    await assert_answer(response, 405, b'{"code":405,"message":"Method Not Allowed"}')
+    assert response.headers["Allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1", f"{PATH}/", f"{PATH}/ABC1234/task/", f"{PATH}/ABC1234/task/1/2"])
+async def test_every_other_path_is_unknown(refusing: Client, path: str) -> None:
+    await assert_answer(await refusing.post(path, json=BODY), 404, b'{"code":404,"message":"Not Found"}')
+
+
+async def test_a_finished_task_answers_to_head_as_to_get(client: Client, task: str, sql: asyncpg.Connection) -> None:
+    await finish(sql, task, 500)
+    got, headed = await client.get(task), await client.head(task)
+    assert (headed.status, await headed.read()) == (got.status, b"")
+    assert headed.headers["Content-Length"] == got.headers["Content-Length"] == str(len(PROVISIONING_EXCEPTION))
+
+
+async def test_an_exact_answer_to_wrong_fields(client: Client) -> None:
+    response = await client.post(f"{PATH}/ABC1234", json={**BODY, "parameters": {**PARAMETERS, "vlan": 0}})
+    await assert_answer(
+        response,
+        422,
+        b'{"code":422,"message":"The request is not valid",'
+        b'"errors":[{"loc":["parameters","vlan"],"msg":"Input should be greater than or equal to 1"}]}',
+    )
+
+
+async def test_a_task_that_waits_for_another_is_running(client: Client, task: str, sql: asyncpg.Connection) -> None:
+    second = (await client.post(f"{PATH}/ABC1234", json=BODY)).headers["Location"]
+    assert await sql.fetchval("SELECT count(*) FROM task WHERE NOT active") == 1
+    await assert_answer(await client.get(second), 200, b'{"code":204,"message":"Task is still running"}')
+
+
+async def test_a_row_that_the_table_refuses_is_a_bug_and_spoils_no_other(
+    client: Client, sql: asyncpg.Connection
+) -> None:
+    await sql.execute("ALTER TABLE task ADD CONSTRAINT never CHECK (timeout_seconds <> 13)")
+    bad = {**BODY, "timeoutInSeconds": 13}
+    answers = await asyncio.gather(*(client.post(f"{PATH}/ABC{i:04}", json=bad if i % 3 else BODY) for i in range(30)))
+    for i, response in enumerate(answers):
+        if i % 3:
+            await assert_answer(response, 500, PROVISIONING_EXCEPTION)
+        else:
+            assert response.status == 200
+    assert await sql.fetchval("SELECT count(*) FROM task WHERE timeout_seconds = 14") == 10
+
+
+async def test_too_many_waiting_requests_are_told_to_come_again(
+    client: Client, task: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.server.app[handlers.LOOKUPS], "_max_waiting", 0)  # type: ignore[attr-defined]
+    await assert_unavailable(await client.get(task))

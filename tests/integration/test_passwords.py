@@ -1,0 +1,92 @@
+"""A password never leaves its task: not in a log line, not in a metric, not in an answer, whatever goes wrong."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import asyncpg
+import pytest
+
+from messaging.settings import BrokerSettings
+from tests.conftest import eventually
+from tests.system.processes import Process
+
+SECRET = "hunter2-Secret"
+DEVICE = "/api/v1/equipment/cpe/ABC1234"
+PARAMETERS = {"username": "admin", "password": SECRET, "interfaces": [1]}
+GOOD = json.dumps({"timeoutInSeconds": 14, "parameters": PARAMETERS}).encode()
+
+
+@pytest.fixture(params=["json", "text"])
+async def web(
+    request: pytest.FixtureRequest, tmp_path: Path, broker: BrokerSettings, database_url: str
+) -> AsyncIterator[Process]:
+    """The web process, as talkative as it can be."""
+    environment = {
+        "AMQP_URL": str(broker.nodes[0]),
+        "EXCHANGE": broker.exchange,
+        "TO_CONFIGURE_QUEUE": broker.to_configure_queue,
+        "CONFIGURED_QUEUE": broker.configured_queue,
+        "DATABASE_URL": database_url,
+        "LOG_LEVEL": "DEBUG",
+        "LOG_FORMAT": request.param,
+    }
+    process = Process("service_b", tmp_path, environment)
+    await asyncio.to_thread(process.start)
+    yield process
+    await asyncio.to_thread(process.close)
+
+
+async def talk(web: Process, raw: bytes) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", web.port)
+    writer.write(raw)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer.decode()
+
+
+async def test_a_password_is_seen_nowhere(web: Process, sql: asyncpg.Connection) -> None:
+    seen: list[str] = []
+    async with aiohttp.ClientSession(web.url) as http:
+
+        async def post(body: bytes, status: int, path: str = DEVICE) -> None:
+            async with http.post(path, data=body) as response:
+                seen.append(f"{response.headers} {await response.text()}")
+                assert response.status == status
+
+        await post(GOOD, 200)
+        await eventually(lambda: sql.fetchval("SELECT attempt FROM task"))  # Relayed.
+        await post(GOOD[:-1], 400)
+        await post(GOOD.replace(b"[1]", b'"%s"' % SECRET.encode()), 422)
+        await post(GOOD.replace(b'"admin"', b'{"%s":"\\u0000"}' % SECRET.encode()), 422)
+        await post(GOOD, 404, f"/api/v1/equipment/cpe/{SECRET}")
+        await post(GOOD, 404, f"/{SECRET}")
+        await post(GOOD, 405, f"{DEVICE}/task/{SECRET}")
+        await post(GOOD + b" " * 65_536, 413)
+        # A row that the table refuses: PostgreSQL quotes it in its error.
+        await sql.execute("ALTER TABLE task ADD CONSTRAINT never CHECK (timeout_seconds <> 14) NOT VALID")
+        await post(GOOD, 500)
+        # A bug far inside: this one PostgreSQL raises itself.
+        await sql.execute("ALTER TABLE task RENAME TO away")
+        await post(GOOD, 503)
+        for path in ("/metrics", "/health/ready", "/api/v1/"):
+            async with http.get(path) as response:
+                seen.append(await response.text())
+    for raw in (
+        f"{SECRET}\r\n\r\n",
+        f"GET / HTTP/1.1\r\n{SECRET}\r\n\r\n",
+        f"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: {SECRET}\r\n\r\n",
+        f"GET / HTTP/1.1\r\nHost: a\r\nExpect: {SECRET}\r\nConnection: close\r\n\r\n",
+        f"POST {DEVICE} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{SECRET}\r\n\r\n",
+    ):
+        answer = await talk(web, raw.encode())
+        assert answer.startswith("HTTP/1.")
+        seen.append(answer)
+    await asyncio.to_thread(web.close)
+    log = web.log_file.read_text()
+    assert "storage.refused" in log
+    assert "storage.unavailable" in log
+    assert [text for text in [*seen, *log.splitlines()] if SECRET in text] == []
