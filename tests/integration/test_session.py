@@ -441,32 +441,3 @@ async def _is_blocked(channel: Channel) -> bool:
     except TimeoutError:
         return True
     return False
-
-
-@pytest.mark.parametrize("end", ["stop", "kill"])
-async def test_a_broker_that_restarts_is_found_again_with_every_confirmed_message(node: RabbitMQ, end: str) -> None:
-    settings = _own(node, f"restart_{end}")
-    async with Session(settings, "test") as session:
-        channel = await _next(session)
-        for number in range(3):
-            assert await _publish(channel, settings, str(number).encode()) is Publication.CONFIRMED
-        deliveries: list[Delivery] = []
-        await channel.consume(settings.configured_queue, 2, deliveries.append)
-        await eventually(lambda: len(deliveries) == 2)
-        await asyncio.to_thread(getattr(node, end))
-        await _lost(channel)
-        reconnecting = asyncio.create_task(_next(session))
-        await eventually(lambda: session.missing and "Error" in session.missing)
-        await asyncio.to_thread(node.start)
-        channel = await reconnecting
-        again = await _consume(channel, settings)
-        while channel.lost.done():  # Just started, a broker may be unable to serve a queue that it has declared.
-            channel = await _next(session)
-            again = await _consume(channel, settings)
-        await eventually(lambda: len(again) == 3)
-        assert [(delivery.body, delivery.redelivered) for delivery in again] == [
-            (b"0", True),
-            (b"1", True),
-            (b"2", False),
-        ]
-        assert await _publish(channel, settings) is Publication.CONFIRMED
