@@ -1,0 +1,428 @@
+"""The relay between a real database and a real broker."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import aiormq
+import asyncpg
+import pytest
+from aiormq.abc import AbstractChannel
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+from typing_extensions import override
+
+from messaging.channel import Channel, Publication
+from messaging.messages import ConfigureTask
+from messaging.session import Session
+from messaging.settings import BrokerSettings
+from service_b import relay as relay_module
+from service_b.database import DatabaseSettings
+from service_b.relay import Relay
+from service_b.tasks import Dispatch, TaskTable
+from service_b.wakeup import listen
+from tests.conftest import eventually
+from tests.queues import count_ready, metric, queue_exists, take
+from tests.system.postgres import PostgreSQL
+from tests.system.rabbitmq import RabbitMQ
+from tests.tasks import accept, finish, give_back, new_task, opened_table, row, states
+
+DEVICES = [f"DEVICE{number}" for number in range(600)]
+
+
+class WatchedTable(TaskTable):
+    """Counts claims that found nothing, so that a test knows when the relay has nothing left to do."""
+
+    idle = 0
+    stand_still_seconds = 0.0
+
+    @override
+    async def claim(self, limit: int) -> list[Dispatch]:
+        claimed = await super().claim(limit)
+        self.idle += not claimed
+        if claimed and self.stand_still_seconds:
+            time.sleep(self.stand_still_seconds)  # noqa: ASYNC251 - the whole process stands still
+            self.stand_still_seconds = 0
+        return claimed
+
+    async def until_idle(self) -> None:
+        """Return when the relay has looked twice more, and found nothing."""
+        idle = self.idle
+        await eventually(lambda: self.idle > idle)
+
+
+@dataclass
+class Running:
+    relay: Relay
+    session: Session
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@asynccontextmanager
+async def relaying(settings: BrokerSettings, tasks: TaskTable) -> AsyncIterator[Running]:
+    """A relay at work on a channel; at the end it must stop by itself, if it has a broker."""
+    wake = asyncio.Event()
+    async with Session(settings, "relay") as session:
+        relay = Relay(session, tasks, settings, wake)
+        running = asyncio.create_task(relay.run())
+        try:
+            await eventually(lambda: session.current)
+            yield Running(relay, session, wake)
+            relay.stop()
+            if session.current:
+                async with asyncio.timeout(60):
+                    await running
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+
+
+@pytest.fixture
+def database_url(emptied_database_url: str) -> str:
+    return emptied_database_url
+
+
+@pytest.fixture
+async def tasks(database: DatabaseSettings) -> AsyncIterator[WatchedTable]:
+    async with opened_table(database) as table:
+        yield WatchedTable(table._pool)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer never comes: what is relayed was announced."""
+    monkeypatch.setattr(relay_module, "POLL_SECONDS", 3600)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A broker to be stopped and told things; each test leaves it running."""
+    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq")) as broker:
+        yield broker
+
+
+@asynccontextmanager
+async def channel_to(settings: BrokerSettings) -> AsyncIterator[AbstractChannel]:
+    connection = await aiormq.connect(settings.nodes[0])
+    yield await connection.channel()
+    await connection.close()
+
+
+async def attempts(channel: AbstractChannel, settings: BrokerSettings) -> list[tuple[UUID, int]]:
+    """Take what was published: which attempts at which tasks."""
+    bodies = [ConfigureTask.decode(message.body) for message in await take(channel, settings.to_configure_queue)]
+    return [(message.task_id, message.attempt) for message in bodies]
+
+
+async def test_a_task_is_published_as_it_was_accepted(
+    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    parameters = {
+        "username": "\u00e9",
+        "password": "\U0001f511",
+        "vlan": 534,
+        "interfaces": [1, 2],
+        "x": {"y": [1.5, None]},
+    }
+    task = new_task("DEVICE1", timeout_seconds=14, parameters=json.dumps(parameters))
+    published = metric("tasks_dispatched_total", publication="confirmed")
+    await tasks.insert([task], grace_seconds=75, deadline_seconds=60)
+    async with relaying(broker, tasks):
+        await tasks.until_idle()
+    [message] = await take(amqp, broker.to_configure_queue)
+    assert json.loads(message.body) == {
+        "v": 1,
+        "task_id": str(task.id),
+        "attempt": 1,
+        "equipment_id": "DEVICE1",
+        "timeout_in_seconds": 14,
+        "time_limit_seconds": 89,
+        "parameters": parameters,
+    }
+    properties = message.header.properties
+    assert (properties.message_id, properties.delivery_mode) == (f"{task.id}:1", 2)
+    assert properties.content_type == "application/json"
+    assert await states(sql, [task.id]) == ["dispatched"]
+    assert metric("tasks_dispatched_total", publication="confirmed") == published + 1
+
+
+async def test_of_many_relays_one_publishes_each_attempt(
+    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel
+) -> None:
+    async with relaying(broker, tasks) as first, relaying(broker, tasks) as second:
+        chunks = [await accept(tasks, *DEVICES[start : start + 50]) for start in range(0, 600, 50)]
+        for running in (first, second):
+            running.wake.set()
+        expected = Counter((id_, 1) for chunk in chunks for id_ in chunk)
+        await eventually(lambda: _holds(amqp, broker, 600))
+    assert Counter(await attempts(amqp, broker)) == expected
+
+
+async def _holds(channel: AbstractChannel, settings: BrokerSettings, messages: int) -> bool:
+    return await count_ready(channel, settings.to_configure_queue) >= messages
+
+
+async def test_only_the_first_task_of_a_device_is_published(
+    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    ids = await accept(tasks, "DEVICE1", "DEVICE1", "DEVICE2")
+    async with relaying(broker, tasks):
+        await tasks.until_idle()
+        assert await attempts(amqp, broker) == [(ids[0], 1), (ids[2], 1)]
+        await tasks.apply([finish(Dispatch(ids[0], 1, "DEVICE1", 1, 1, "{}"))], max_attempts=3)
+        await tasks.until_idle()
+        assert await attempts(amqp, broker) == [(ids[1], 1)]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_an_insert_wakes_the_relay(tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel) -> None:
+    async with relaying(broker, tasks) as running:
+        await eventually(lambda: tasks.idle)
+        ids = await accept(tasks, "DEVICE1")
+        running.wake.set()
+        await eventually(lambda: _holds(amqp, broker, 1))
+    assert await attempts(amqp, broker) == [(ids[0], 1)]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_finish_in_another_process_wakes_the_relay(
+    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, database: DatabaseSettings
+) -> None:
+    ids = await accept(tasks, "DEVICE1", "DEVICE1")
+    [dispatch] = await TaskTable(tasks._pool).claim(1)
+    async with relaying(broker, tasks) as running, _listening(database, running.wake):
+        await eventually(lambda: tasks.idle >= 2)  # Once by itself, once when the listener had begun.
+        async with opened_table(database) as elsewhere:
+            await elsewhere.apply([finish(dispatch)], max_attempts=3)
+        await eventually(lambda: _holds(amqp, broker, 1))
+    assert await attempts(amqp, broker) == [(ids[1], 1)]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_listener_whose_connection_dies_listens_again(
+    tasks: WatchedTable,
+    broker: BrokerSettings,
+    database: DatabaseSettings,
+    sql: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service_b.wakeup.CHECK_SECONDS", 0.1)
+    async with relaying(broker, tasks) as running, _listening(database, running.wake):
+        await eventually(lambda: tasks.idle >= 2)
+        ended = await sql.fetchval(
+            """
+            SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid()
+              AND (query LIKE 'LISTEN%' OR query = 'SELECT 1')
+            """
+        )
+        assert ended == 1
+        ids = await accept(tasks, "DEVICE1")  # Heard of only when the new listener wakes the relay as it begins.
+        await eventually(lambda: _are(sql, ids, "dispatched"))
+
+
+@asynccontextmanager
+async def _listening(database: DatabaseSettings, wake: asyncio.Event) -> AsyncIterator[None]:
+    listening = asyncio.create_task(listen(database, wake))
+    try:
+        yield
+    finally:
+        listening.cancel()
+        with suppress(asyncio.CancelledError):
+            await listening
+
+
+async def test_the_timer_finds_what_nobody_announced(
+    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    async with relaying(broker, tasks):
+        await eventually(lambda: tasks.idle)
+        [id_] = await accept(tasks, "DEVICE1")
+        await eventually(lambda: _holds(amqp, broker, 1))
+        assert await attempts(amqp, broker) == [(id_, 1)]
+        await tasks.apply([give_back(Dispatch(id_, 1, "DEVICE1", 1, 1, "{}"), hold_seconds=0.5)], max_attempts=3)
+        await eventually(lambda: _holds(amqp, broker, 1))
+    assert await attempts(amqp, broker) == [(id_, 2)]
+
+
+async def test_a_returned_message_brings_its_queue_back_and_is_published_again(
+    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    refused = metric("tasks_dispatched_total", publication="refused")
+    async with relaying(broker, tasks) as running:
+        await amqp.queue_delete(broker.to_configure_queue)
+        ids = await accept(tasks, *DEVICES[:40])
+        running.wake.set()
+        await eventually(lambda: queue_exists(broker, broker.to_configure_queue))
+        await eventually(lambda: _holds(amqp, broker, 40))
+        await tasks.until_idle()
+    assert Counter(await attempts(amqp, broker)) == Counter((id_, 2) for id_ in ids)
+    assert metric("tasks_dispatched_total", publication="refused") == refused + 40
+
+
+async def test_what_may_have_reached_the_broker_is_left_to_the_reconciler(
+    tasks: WatchedTable,
+    broker: BrokerSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def uncertain(*_: object, **__: object) -> Publication:
+        return Publication.UNCERTAIN
+
+    ids = await accept(tasks, "DEVICE1", "DEVICE2")
+    async with relaying(broker, tasks):
+        monkeypatch.setattr(Channel, "publish", uncertain)
+        await eventually(lambda: _are(sql, ids, "dispatched"))
+        await tasks.until_idle()
+    assert [(await row(sql, id_))["attempt"] for id_ in ids] == [1, 1]
+
+
+async def _are(sql: asyncpg.Connection, ids: list[UUID], state: str) -> bool:
+    return set(await states(sql, ids)) == {state}
+
+
+async def test_a_row_that_cannot_be_encoded_does_not_spoil_its_batch(
+    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    bad = new_task("DEVICE0", parameters='{"x":' + "[" * 400 + "]" * 400 + "}")
+    good = [new_task(device) for device in DEVICES[1:20]]
+    await tasks.insert([bad, *good], grace_seconds=0, deadline_seconds=60)
+    with capture_logs() as logs:
+        async with relaying(broker, tasks):
+            await tasks.until_idle()
+    assert Counter(await attempts(amqp, broker)) == Counter((task.id, 1) for task in good)
+    assert await states(sql, [bad.id]) == ["dispatched"], "its attempts are used up by the reconciler"
+    assert [entry["task_id"] for entry in logs if entry["event"] == "relay.unencodable"] == [str(bad.id)]
+
+
+async def test_a_process_that_stood_still_after_its_claim_does_not_publish_it(
+    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel
+) -> None:
+    """The reconciler may have reported the attempt by then, and another one may have begun."""
+    quick = BrokerSettings(**broker.model_dump() | {"amqp_url": f"{broker.nodes[0].update_query(heartbeat=1)}"})
+    async with relaying(quick, tasks) as running:
+        await eventually(lambda: tasks.idle)
+        tasks.stand_still_seconds = 1.5
+        ids = await accept(tasks, "DEVICE1", "DEVICE2")
+        running.wake.set()
+        await eventually(lambda: _holds(amqp, broker, 2))
+        await tasks.until_idle()
+    assert Counter(await attempts(amqp, broker)) == Counter((id_, 2) for id_ in ids)
+
+
+async def test_a_relay_that_stops_publishes_what_it_has_claimed_and_claims_nothing_more(
+    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    devices = [f"DEVICE{number}" for number in range(3000)]
+    await accept(tasks, *devices)
+    async with relaying(broker, tasks):
+        await eventually(lambda: _holds(amqp, broker, 1))
+    published = await attempts(amqp, broker)
+    dispatched = await sql.fetch("SELECT id, attempt FROM task WHERE attempt > 0")
+    assert sorted(published) == sorted((found["id"], found["attempt"]) for found in dispatched)
+    assert 0 < len(published) <= 3000
+
+
+async def test_a_database_that_is_away_for_a_while_is_waited_for(
+    own_postgres: PostgreSQL, broker: BrokerSettings, amqp: AbstractChannel
+) -> None:
+    database = DatabaseSettings(database_url=SecretStr(own_postgres.dsn()))
+    async with opened_table(database) as table, relaying(broker, table):
+        with capture_logs() as logs:
+            await asyncio.to_thread(own_postgres.stop)
+            await eventually(lambda: any(entry["event"] == "relay.storage_unavailable" for entry in logs))
+            await asyncio.to_thread(own_postgres.start)
+        [id_] = await accept(table, "DEVICE1")
+        await eventually(lambda: _holds(amqp, broker, 1))
+        assert await attempts(amqp, broker) == [(id_, 1)]
+
+
+async def test_with_the_broker_down_nothing_is_claimed_and_all_is_relayed_when_it_is_back(
+    tasks: WatchedTable, node: RabbitMQ, sql: asyncpg.Connection
+) -> None:
+    settings = BrokerSettings(amqp_url=SecretStr(f"{node.url}?heartbeat=2"))
+    async with relaying(settings, tasks) as running:
+        with capture_logs() as logs:
+            await asyncio.to_thread(node.stop)
+            ids = await accept(tasks, *DEVICES[:100])
+            running.wake.set()
+            await eventually(lambda: sum(entry["event"] == "amqp.connect_failed" for entry in logs) >= 2)
+        assert set(await states(sql, ids)) == {"due"}
+        assert await sql.fetchval("SELECT max(attempt) FROM task") == 0
+        ids += await accept(tasks, "DEVICEX")
+        await asyncio.to_thread(node.start)
+        await eventually(lambda: running.session.current)
+        async with channel_to(settings) as channel:
+            await eventually(lambda: _holds(channel, settings, 101))
+            assert Counter(await attempts(channel, settings)) == Counter((id_, 1) for id_ in ids)
+
+
+async def test_what_the_broker_refuses_is_published_again(
+    tasks: WatchedTable, node: RabbitMQ, sql: asyncpg.Connection
+) -> None:
+    settings = BrokerSettings(amqp_url=SecretStr(f"{node.url}?heartbeat=2"), to_configure_queue="full", exchange="full")
+    policy = '{"max-length": 1, "overflow": "reject-publish"}'
+    await asyncio.to_thread(node.ctl, "set_policy", "full", "^full$", policy, "--apply-to", "queues")
+    async with relaying(settings, tasks), channel_to(settings) as channel:
+        published: list[tuple[UUID, int]] = []
+        refused = metric("tasks_dispatched_total", publication="refused")
+        ids: list[UUID] = []
+
+        async def is_refused() -> bool:
+            # A full queue refuses a little late.
+            ids.extend(await accept(tasks, *(f"DEVICE{number}" for number in range(len(ids), len(ids) + 10))))
+            return metric("tasks_dispatched_total", publication="refused") > refused
+
+        await eventually(is_refused)
+        await asyncio.to_thread(node.ctl, "clear_policy", "full")
+
+        async def all_are_dispatched() -> bool:
+            published.extend(await attempts(channel, settings))
+            return set(await states(sql, ids)) == {"dispatched"}
+
+        await eventually(all_are_dispatched)
+        await tasks.until_idle()
+        published += await attempts(channel, settings)
+    assert Counter(id_ for id_, _ in published) == Counter(ids), "each published once"
+    assert max(attempt for _, attempt in published) > 1
+    assert dict(published) == {id_: (await row(sql, id_))["attempt"] for id_ in ids}
+
+
+async def test_a_broker_short_of_memory_is_given_nothing(
+    tasks: WatchedTable, node: RabbitMQ, sql: asyncpg.Connection
+) -> None:
+    settings = BrokerSettings(amqp_url=SecretStr(f"{node.url}?heartbeat=2"), to_configure_queue="blocked")
+    async with relaying(settings, tasks) as running, channel_to(settings) as channel:
+        await eventually(lambda: tasks.idle)
+        current = await running.session.channel()
+
+        async def is_blocked() -> bool:
+            try:
+                async with asyncio.timeout(0.1):
+                    await current.unblocked()
+            except TimeoutError:
+                return True
+            return False
+
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0")
+        try:
+            # A connection is told that it is blocked when it publishes.
+            ids = await accept(tasks, "DEVICE0")
+            running.wake.set()
+            await eventually(is_blocked)
+            ids += await accept(tasks, "DEVICE1")
+            for _ in range(100):
+                running.wake.set()
+                assert await states(sql, ids) == ["dispatched", "due"]
+        finally:
+            await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+        await eventually(lambda: _are(sql, ids, "dispatched"))
+        await eventually(lambda: _holds(channel, settings, 2))
+        assert await attempts(channel, settings) == [(id_, 1) for id_ in ids]

@@ -1,0 +1,53 @@
+"""Looking into the broker's queues, and filling them."""
+
+from collections.abc import Iterable
+
+import aiormq
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from pamqp.commands import Basic
+from prometheus_client import REGISTRY
+
+from messaging.settings import BrokerSettings
+
+
+async def take(channel: AbstractChannel, queue: str) -> list[DeliveredMessage]:
+    """Take all messages that are ready; the queue must exist."""
+    taken: list[DeliveredMessage] = []
+    while not isinstance((message := await channel.basic_get(queue, no_ack=True)).delivery, Basic.GetEmpty):
+        taken.append(message)
+    return taken
+
+
+async def count_ready(channel: AbstractChannel, queue: str) -> int:
+    """How many messages no reader has taken yet."""
+    return (await channel.queue_declare(queue, passive=True)).message_count or 0
+
+
+async def send(channel: AbstractChannel, settings: BrokerSettings, bodies: Iterable[bytes]) -> None:
+    """Put bodies into the queue `configured`, as a configurator does."""
+    for body in bodies:
+        confirmation = await channel.basic_publish(
+            body,
+            exchange=settings.exchange,
+            routing_key=settings.configured_key,
+            properties=Basic.Properties(delivery_mode=2),
+            mandatory=True,
+        )
+        assert isinstance(confirmation, Basic.Ack)
+
+
+async def queue_exists(settings: BrokerSettings, queue: str) -> bool:
+    """Whether there is such a queue; asked on a channel of its own, which the broker closes if there is none."""
+    connection = await aiormq.connect(settings.nodes[0])
+    try:
+        await (await connection.channel()).queue_declare(queue, passive=True)
+    except aiormq.ChannelNotFoundEntity:
+        return False
+    finally:
+        await connection.close()
+    return True
+
+
+def metric(name: str, **labels: str) -> float:
+    """What this process has counted so far."""
+    return REGISTRY.get_sample_value(name, labels) or 0
