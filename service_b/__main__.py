@@ -20,6 +20,7 @@ def main() -> None:
         shutdown_timeout=10,
         access_log=None,
         print=None,
+        auto_decompress=False,  # A compressed body is refused; aiohttp would log a traceback of one that is broken.
         loop=uvloop.new_event_loop(),
     )
 

@@ -13,6 +13,7 @@ import uvloop
 from rich.console import Console
 
 from tests.chaos import mutants, plan
+from tests.chaos.clusters import CLUSTER_NEMESES, SCENARIOS
 from tests.chaos.nemeses import NEMESES
 from tests.chaos.report import Report
 from tests.chaos.rig import Rig, Shape
@@ -37,6 +38,24 @@ def run_seed(seed: int, given: argparse.Namespace, folder: Path) -> Run:
         windows,
         rate=given.rate,
         once=given.once,
+        drain_seconds=given.drain,
+        tell=lambda line: console.print(f"  {line}"),
+    )
+    return uvloop.run(performance)
+
+
+def run_cluster(name: str, given: argparse.Namespace, folder: Path) -> Run:
+    """Run a scenario of clusters."""
+    rig_class, names = SCENARIOS[name]
+    rng = random.Random(given.number)
+    windows = [plan.Window((nemesis,), rng.uniform(*CLUSTER_NEMESES[nemesis].seconds)) for nemesis in names]
+    console.print(f"[bold]{name}[/], seed {given.number}, in {folder}")
+    performance = perform(
+        rig_class(folder),
+        given.number,
+        windows,
+        rate=given.rate,
+        nemeses=CLUSTER_NEMESES,
         drain_seconds=given.drain,
         tell=lambda line: console.print(f"  {line}"),
     )
@@ -85,7 +104,10 @@ def main() -> int:
     sabotaged = commands.add_parser("mutants", help="sabotage the code, and see whether it is noticed")
     sabotaged.add_argument("names", nargs="*")
     sabotaged.add_argument("--no-control", action="store_true", help="do not run the scenarios on the untouched code")
-    for command in (run, one):
+    clustered = commands.add_parser("cluster", help="a cluster's node dies under load")
+    clustered.add_argument("name", choices=list(SCENARIOS))
+    clustered.add_argument("--seed", type=int, default=1, dest="number")
+    for command in (run, one, clustered):
         command.add_argument(
             "--nemesis", type=nemeses, default=[], help="only these, with commas; + between those that work at once"
         )
@@ -105,6 +127,9 @@ def main() -> int:
     if given.command == "run":
         first = given.seed if given.seed is not None else random.randrange(1000) * 100
         report = run_many(first, given, folder)
+    elif given.command == "cluster":
+        report = Report()
+        report.add(run_cluster(given.name, given, folder / "cluster"))
     else:
         report = Report()
         report.add(run_seed(given.number, given, folder / str(given.number)))

@@ -249,9 +249,9 @@ class Rig:
     @asynccontextmanager
     async def admin(self, database: str | None = None) -> AsyncIterator[asyncpg.Connection]:
         """A connection of the observers' own to the database, past the bad network; waits until there is one."""
-        url = self.database_url if database is None else self.database.dsn(database)
         connection: asyncpg.Connection | None = None
         while connection is None:
+            url = self.database_url if database is None else self.database.dsn(database)
             try:
                 connection = await asyncpg.connect(url, timeout=5, command_timeout=60)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):

@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ import asyncpg
 from tests.chaos import transitions
 from tests.chaos.checker import Verdict, check
 from tests.chaos.history import Event, History, read
-from tests.chaos.nemeses import NEMESES
+from tests.chaos.nemeses import NEMESES, Nemesis
 from tests.chaos.plan import Window
 from tests.chaos.rig import LIMIT_SECONDS, Rig, until
 from tests.chaos.workload import Workload
@@ -65,6 +65,7 @@ async def perform(
     windows: Sequence[Window],
     *,
     rate: float,
+    nemeses: Mapping[str, Nemesis] = NEMESES,
     once: bool = False,
     drain_seconds: float = DRAIN_SECONDS,
     tell: Tell = str,
@@ -83,7 +84,7 @@ async def perform(
         await asyncio.sleep(WARM_UP_SECONDS)
         rng = random.Random(seed)
         for window in windows:
-            run.passed.append(await _pass(rig, window, rng, tell))
+            run.passed.append(await _pass(rig, window, nemeses, rng, tell))
         await rig.restore()
         healed = time.monotonic()
         await workload.stop()
@@ -123,7 +124,7 @@ async def _watch_backlog(rig: Rig, workload: Workload) -> None:
                     await asyncio.sleep(0.5)
 
 
-async def _pass(rig: Rig, window: Window, rng: random.Random, tell: Tell) -> Passed:
+async def _pass(rig: Rig, window: Window, nemeses: Mapping[str, Nemesis], rng: random.Random, tell: Tell) -> Passed:
     """Do harm, heal, and wait until the system has come back to work."""
     began = time.monotonic()
     rig.history.write("window", name=window.name, nemeses=window.nemeses)
@@ -131,7 +132,7 @@ async def _pass(rig: Rig, window: Window, rng: random.Random, tell: Tell) -> Pas
     try:
         async with AsyncExitStack() as stack:
             for name in window.nemeses:
-                await stack.enter_async_context(NEMESES[name].fault(rig, rng))
+                await stack.enter_async_context(nemeses[name].fault(rig, rng))
             rig.history.write("injected", nemeses=window.nemeses)
             await asyncio.sleep(window.seconds)
     except Exception as failed:  # noqa: BLE001 - mixed, one nemesis may be in another's way; it is told below.
