@@ -1,7 +1,8 @@
 """N asyncio consumers: each takes one task, makes one call to service A, and reports one outcome."""
 
 import asyncio
-from collections.abc import Coroutine
+import math
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -11,14 +12,18 @@ import structlog
 from configurator import metrics
 from configurator.service_a import ServiceA
 from configurator.settings import Settings
-from messaging.channel import Channel, Delivery, Publication
+from messaging.batching import Batcher
+from messaging.channel import Channel, Delivery, acknowledge
+from messaging.frames import Letter
 from messaging.messages import ConfigureTask, DecodeError, Outcome, OutcomeKind
+from messaging.publishing import Publication
 from messaging.session import Session
 
 log = structlog.stdlib.get_logger(__name__)
 
 PROBE_SECONDS = 1.0
 REPUBLISH_SECONDS = 0.5
+REPORT_BATCH = 500
 
 Key = tuple[UUID, int]
 """One attempt at one task."""
@@ -49,6 +54,7 @@ class Consumers:
         self._settings = settings
         self._calls: dict[Key, Call] = {}
         self._waiting: asyncio.Queue[Call] = asyncio.Queue()
+        self._reports = Batcher("report", self._publish, max_batch=REPORT_BATCH, max_waiting=math.inf)
         self._background: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._unsubscribed = asyncio.Event()
@@ -154,23 +160,29 @@ class Consumers:
 
     async def _report(self, call: Call, outcome: Outcome) -> None:
         """Publish the outcome until the broker has it safe, and only then acknowledge."""
-        body = outcome.encode()
-        while True:
-            channel = await self._session.channel()
-            publication = await channel.publish(self._settings.configured_key, body, message_id=outcome.message_id)
-            if publication is Publication.CONFIRMED:
-                break
-            await channel.unblocked()  # A broker short of memory or disk keeps every copy that it is sent.
+        while await self._reports.submit((call, outcome)) is not Publication.CONFIRMED:
             await asyncio.sleep(REPUBLISH_SECONDS)
         metrics.OUTCOMES.labels(outcome.kind.value).inc()
-        while call.deliveries:
-            await call.deliveries.pop().ack()
-        del self._calls[_key(call.task)]
+
+    async def _publish(self, reports: Sequence[tuple[Call, Outcome]]) -> list[Publication]:
+        channel = await self._session.channel()
+        await channel.unblocked()  # A broker short of memory or disk keeps every copy that it is sent.
+        letters = [Letter(outcome.message_id, outcome.encode()) for _, outcome in reports]
+        publications = await channel.publish(self._settings.configured_key, letters)
+        ended = [
+            call
+            for (call, _), publication in zip(reports, publications, strict=True)
+            if publication is Publication.CONFIRMED
+        ]
+        for call in ended:
+            del self._calls[_key(call.task)]
+        await acknowledge(delivery for call in ended for delivery in call.deliveries)
         self._settle()
+        return publications
 
     async def _dead_letter(self, delivery: Delivery, reason: str) -> None:
         await delivery.channel.dead_letter(self._settings.to_configure_queue, delivery, reason)
-        await delivery.ack()
+        await acknowledge([delivery])
 
     async def _watch_service_a(self) -> None:
         while True:

@@ -30,7 +30,7 @@ class Batcher(Generic[Item, Result]):
         flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         *,
         max_batch: int,
-        max_waiting: int,
+        max_waiting: float,
         poison: tuple[type[Exception], ...] = (),
     ) -> None:
         self._flush = flush

@@ -2,36 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
 import aiormq
 import structlog
-from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError, PublishError
+from aiormq.abc import ChannelFrame, DeliveredMessage
+from aiormq.exceptions import AMQPError
 from pamqp.commands import Basic
 
 from messaging import metrics, topology
+from messaging.frames import Letter, encode_ack
+from messaging.publishing import Publication, publish
 from messaging.settings import BrokerSettings
 
 log = structlog.stdlib.get_logger(__name__)
 
-PUBLISH_TIMEOUT_SECONDS = 30.0
 RPC_TIMEOUT_SECONDS = 10.0
 CLOSE_TIMEOUT_SECONDS = 5.0
-
-
-class Publication(Enum):
-    """What became of a published message."""
-
-    CONFIRMED = auto()
-    REFUSED = auto()
-    """It certainly did not reach a queue: never sent, returned, or refused by the broker."""
-    UNCERTAIN = auto()
-    """It may have reached its queue: no confirm came."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,9 +35,12 @@ class Delivery:
     redelivered: bool
     body: bytes = field(repr=False)
 
-    async def ack(self, *, multiple: bool = False) -> None:
-        """Acknowledge, `multiple` with all before it. Once the channel is lost this does nothing: it comes again."""
-        await self.channel.ack(self.tag, multiple=multiple)
+
+async def acknowledge(deliveries: Iterable[Delivery]) -> None:
+    """Acknowledge deliveries. For one of a lost channel there is nothing to do: its message comes again."""
+    current = (delivery for delivery in deliveries if not delivery.channel.lost.done())
+    for channel, group in groupby(current, lambda delivery: delivery.channel):
+        await channel.acknowledge([delivery.tag for delivery in group])
 
 
 class Channel:
@@ -61,6 +56,7 @@ class Channel:
         self._settings = settings
         self._heartbeat = settings.heartbeat_seconds
         self._alive_at = time.monotonic()
+        self._unacknowledged: OrderedDict[int, None] = OrderedDict()
         self._declaring: asyncio.Task[None] | None = None
         self._watchdog = asyncio.create_task(self._watch())
         amqp.closing.add_done_callback(lambda _: self.lose("closed"))
@@ -98,53 +94,34 @@ class Channel:
     async def publish(
         self,
         routing_key: str,
-        body: bytes,
+        letters: Sequence[Letter],
         *,
-        message_id: str,
         exchange: str | None = None,
         mandatory: bool = True,
         reason: str | None = None,
-    ) -> Publication:
-        """Publish one persistent message; answer when the broker has it safe, has refused it, or cannot be asked.
+    ) -> list[Publication]:
+        """Publish persistent messages; answer when the broker has them safe, has refused them, or cannot be asked.
 
         `exchange` is ours unless named (`""` is the broker's default one); `reason` goes along as a header.
         """
         if self.lost.done():
-            return Publication.REFUSED
-        try:
-            await self._amqp.basic_publish(
-                body,
+            return [Publication.REFUSED] * len(letters)
+        publications = await publish(
+            self._amqp,
+            Basic.Publish(
                 exchange=self._settings.exchange if exchange is None else exchange,
                 routing_key=routing_key,
-                properties=Basic.Properties(
-                    content_type="application/json",
-                    delivery_mode=2,
-                    message_id=message_id,
-                    headers={"x-reason": reason} if reason else None,
-                ),
                 mandatory=mandatory,
-                timeout=PUBLISH_TIMEOUT_SECONDS,
-                wait=False,
-            )
-        except PublishError as error:
-            log.warning("amqp.returned", message_id=message_id, reason=str(error))
+            ),
+            Basic.Properties(
+                content_type="application/json", delivery_mode=2, headers={"x-reason": reason} if reason else None
+            ),
+            letters,
+            self.lost,
+        )
+        if Publication.RETURNED in publications:
             await self._declare_again()
-            return Publication.REFUSED
-        except (DeliveryError, ChannelInvalidStateError) as error:
-            log.warning("amqp.refused", message_id=message_id, reason=str(error))
-            return Publication.REFUSED
-        except asyncio.CancelledError:
-            # aiormq ends a pending confirm with CancelledError when it closes a connection by itself.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            self.lose("confirm cancelled")
-        except (AMQPError, OSError, TimeoutError) as error:
-            log.debug("amqp.unconfirmed", message_id=message_id, error=repr(error))
-        else:
-            return Publication.CONFIRMED
-        metrics.UNCONFIRMED.inc()
-        return Publication.UNCERTAIN
+        return publications
 
     async def dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
         """Copy a message that its reader cannot use to the queue's dead-letter queue; the caller acknowledges it then.
@@ -154,8 +131,8 @@ class Channel:
         metrics.DEAD_LETTERS.labels(queue).inc()
         log.error("amqp.dead_letter", queue=queue, reason=reason, size=len(delivery.body))
         dead = topology.dead_letter_queue(queue)
-        copy = await self.publish(dead, delivery.body, message_id=str(uuid4()), exchange="", reason=reason)
-        if copy is not Publication.CONFIRMED:
+        letter = Letter(str(uuid4()), delivery.body)
+        if await self.publish(dead, [letter], exchange="", reason=reason) != [Publication.CONFIRMED]:
             self.lose("dead letter not confirmed")
 
     async def consume(self, queue: str, prefetch: int, on_delivery: Callable[[Delivery], None]) -> str:
@@ -168,9 +145,10 @@ class Channel:
         async def deliver(message: DeliveredMessage) -> None:
             if self._stood_still():
                 return
-            tag, redelivered = message.delivery_tag, message.redelivered
+            tag = message.delivery_tag or 0
+            self._unacknowledged[tag] = None
             try:
-                on_delivery(Delivery(self, tag or 0, bool(redelivered), message.body))
+                on_delivery(Delivery(self, tag, bool(message.redelivered), message.body))
             except Exception:
                 log.exception("amqp.bug", queue=queue)
                 self.lose("a delivery was not taken")
@@ -191,13 +169,25 @@ class Channel:
         except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
             self.lose(f"cancel failed: {error!r}")
 
-    async def ack(self, tag: int, *, multiple: bool) -> None:
-        """Acknowledge a delivery of this channel; nothing once it is lost."""
+    async def acknowledge(self, tags: Sequence[int]) -> None:
+        """Acknowledge deliveries of this channel; nothing once it is lost.
+
+        All that lie before the first delivery still at work go in one frame: a sixth of the broker's work.
+        """
         if self.lost.done():
             return
+        for tag in tags:
+            del self._unacknowledged[tag]
+        at_work = next(iter(self._unacknowledged), None)
+        done = [tag for tag in tags if at_work is None or tag < at_work]
+        frames = [encode_ack(self._amqp.number, max(done), multiple=True)] if done else []
+        frames += [
+            encode_ack(self._amqp.number, tag, multiple=False) for tag in tags if at_work is not None and tag > at_work
+        ]
         try:
-            await self._amqp.basic_ack(tag, multiple=multiple, wait=False)
-        except (AMQPError, OSError, RuntimeError) as error:
+            async with asyncio.timeout(RPC_TIMEOUT_SECONDS):
+                await self._amqp.write_queue.put(ChannelFrame(b"".join(frames), should_close=False))
+        except TimeoutError as error:
             self.lose(f"acknowledge failed: {error!r}")
 
     async def ready_messages(self, queue: str) -> int | None:
@@ -205,8 +195,8 @@ class Channel:
 
         The confirm of an unroutable publish shows that the broker accepts publishes; a passive declare counts.
         """
-        probe = await self.publish(f"{queue}.probe", b"", message_id=f"probe-{uuid4()}", mandatory=False)
-        if probe is not Publication.CONFIRMED:
+        probe = Letter(f"probe-{uuid4()}", b"")
+        if await self.publish(f"{queue}.probe", [probe], mandatory=False) != [Publication.CONFIRMED]:
             return None
         try:
             answer = await self._amqp.queue_declare(queue, passive=True, timeout=RPC_TIMEOUT_SECONDS)

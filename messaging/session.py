@@ -53,14 +53,13 @@ class Session:
         await self._give_up()
         attempt = 0
         while True:
+            _raise_if_cancelled()
             attempt += 1
             node = next(self._nodes)
             try:
                 channel = await self._open(node)
             except (AMQPError, OSError, TimeoutError, RuntimeError, asyncio.CancelledError) as error:
-                task = asyncio.current_task()
-                if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
-                    raise  # Otherwise aiormq's own: the connection went while it was being opened.
+                _raise_if_cancelled()
                 delay = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** min(attempt, 10)) * random.uniform(0.5, 1)
                 self._missing = f"broker: {type(error).__name__}"
                 log.warning(
@@ -116,6 +115,13 @@ class Session:
         channel, self._channel = self._channel, None
         if channel:
             await channel.close()
+
+
+def _raise_if_cancelled() -> None:
+    """Tell our own cancellation from aiormq's: it swallows ours where it closes, and raises one where it loses."""
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _address(node: URL) -> str:

@@ -11,8 +11,10 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from messaging.channel import Channel, Publication
+from messaging.channel import Channel
+from messaging.frames import Letter
 from messaging.messages import Outcome, OutcomeKind
+from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import metrics
@@ -132,10 +134,8 @@ class Reconciler:
             outcome = Outcome(
                 task_id=attempt.id, attempt=attempt.attempt, kind=OutcomeKind.UNKNOWN, reason="no outcome in time"
             )
-            publication = await channel.publish(
-                self._broker.configured_key, outcome.encode(), message_id=f"{outcome.message_id}:overdue"
-            )
-            if publication is not Publication.CONFIRMED:
+            letter = Letter(f"{outcome.message_id}:overdue", outcome.encode())
+            if await channel.publish(self._broker.configured_key, [letter]) != [Publication.CONFIRMED]:
                 return
             self._reported[attempt.id, attempt.attempt] = now
             metrics.OVERDUE.inc()

@@ -3,11 +3,14 @@
 import asyncio
 import json
 import time
+from collections import Counter
 
 import structlog
 
-from messaging.channel import Channel, Publication
+from messaging.channel import Channel
+from messaging.frames import Letter
 from messaging.messages import ConfigureTask
+from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import metrics
@@ -81,14 +84,16 @@ class Relay:
         if time.monotonic() - claimed_at > self._settings.heartbeat_seconds:
             # This process stood still. The reconciler counts on a claim being published soon or never.
             channel.lose("a claim was held for too long")
-        publications = await asyncio.gather(*(self._publish(channel, dispatch) for dispatch in dispatches))
+        letters = [(dispatch, letter) for dispatch in dispatches if (letter := _write(dispatch))]
+        publications = await channel.publish(self._settings.to_configure_key, [letter for _, letter in letters])
         unsent = []
-        for dispatch, publication in zip(dispatches, publications, strict=True):
-            metrics.DISPATCHED.labels(publication.name.lower()).inc()
-            if publication is Publication.REFUSED:
+        for (dispatch, _), publication in zip(letters, publications, strict=True):
+            if publication.is_refused:
                 unsent.append((dispatch.id, dispatch.attempt))
             elif publication is Publication.UNCERTAIN:
                 log.warning("relay.uncertain", task_id=str(dispatch.id), attempt=dispatch.attempt)
+        for publication, count in Counter(publications).items():
+            metrics.DISPATCHED.labels(publication.name.lower()).inc(count)
         if unsent:
             await self._tasks.make_due_again(unsent)
             log.warning("relay.unsent", tasks=len(unsent), retry_in=PAUSE_SECONDS)
@@ -96,7 +101,10 @@ class Relay:
             # A queue that was full goes on refusing what comes by the same channel, though its limit may be gone.
             channel.lose("messages were refused")
 
-    async def _publish(self, channel: Channel, dispatch: Dispatch) -> Publication:
+
+def _write(dispatch: Dispatch) -> Letter | None:
+    """Make an attempt's message; None when it cannot be encoded: the reconciler uses its attempts up then."""
+    try:
         message = ConfigureTask(
             task_id=dispatch.id,
             attempt=dispatch.attempt,
@@ -105,9 +113,7 @@ class Relay:
             time_limit_seconds=dispatch.time_limit_seconds,
             parameters=json.loads(dispatch.parameters),
         )
-        try:
-            body = message.encode()
-        except ValueError:  # It must not spoil its batch; the reconciler uses its attempts up.
-            log.exception("relay.unencodable", task_id=str(dispatch.id))
-            return Publication.UNCERTAIN
-        return await channel.publish(self._settings.to_configure_key, body, message_id=message.message_id)
+        return Letter(message.message_id, message.encode())
+    except ValueError:
+        log.exception("relay.unencodable", task_id=str(dispatch.id))
+        return None

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import structlog
 
-from messaging.channel import Channel, Delivery
+from messaging.channel import Channel, Delivery, acknowledge
 from messaging.messages import DecodeError, Outcome
 from messaging.metrics import BATCH_SIZE
 from messaging.session import Session
@@ -103,7 +103,7 @@ class Recorder:
             except Exception:
                 log.exception("recorder.bug", outcomes=len(changes), retry_in=PAUSE_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
-        await batch[-1].ack(multiple=True)
+        await acknowledge(batch)
 
     async def _apply(self, channel: Channel, changes: Sequence[tuple[Change, str, Delivery]]) -> None:
         try:

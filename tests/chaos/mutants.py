@@ -76,9 +76,9 @@ MUTANTS = (
         [
             (
                 "        while changes and not channel.lost.done():\n",
-                "        await batch[-1].ack(multiple=True)\n        while changes and not channel.lost.done():\n",
+                "        await acknowledge(batch)\n        while changes and not channel.lost.done():\n",
             ),
-            ("            await asyncio.sleep(PAUSE_SECONDS)\n        await batch[-1].ack(multiple=True)\n", ""),
+            ("            await asyncio.sleep(PAUSE_SECONDS)\n        await acknowledge(batch)\n", ""),
         ],
         STORAGE,
         frozenset({"repeated"}),
@@ -143,14 +143,14 @@ MUTANTS = (
     Mutant(
         "published twice",
         "service_b/relay.py",
-        [("if publication is Publication.REFUSED:", "if dispatch.attempt == 1:")],
+        [("if publication.is_refused:", "if dispatch.attempt == 1:")],
         CALM,
         frozenset({"overlapping", "called after the end"}),
     ),
     Mutant(
         "an uncertain publish is repeated at once",
         "service_b/relay.py",
-        [("if publication is Publication.REFUSED:", "if publication is not Publication.CONFIRMED:")],
+        [("if publication.is_refused:", "if publication is not Publication.CONFIRMED:")],
         CUT,
         frozenset({"overlapping", "called after the end"}),
     ),

@@ -1,346 +1,702 @@
-"""The configurator between a real broker and a fake A: what it makes of each answer, and how often it calls."""
+"""The configurator's process between a real broker and a service A that misbehaves: tasks in, outcomes out."""
 
 import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
+from uuid import uuid4
 
 import aiormq
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient
-from aiohttp.web import Application, Request, StreamResponse
-from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
-from pytest_aiohttp.plugin import AiohttpClient
-from uuid_utils.compat import uuid7
+from prometheus_client import REGISTRY
+from pydantic import SecretStr
+from pytest_aiohttp import AiohttpClient
+from structlog.testing import capture_logs
 
+from configurator import consumers, service_a
 from configurator.app import create_app
 from configurator.settings import Settings
+from messaging import topology
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from messaging.settings import BrokerSettings
-from messaging.topology import dead_letter_queue, declare
 from tests.conftest import eventually
 from tests.fake_a import Behaviour, FakeA, answer, reset, silence
+from tests.proxy import Proxy
+from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
 
-Client = TestClient[Request, Application]
-PARAMETERS = {"username": "admin", "password": "secret", "vlan": 5, "interfaces": [1], "ssid": {"deep": [1.5, None]}}
+Start = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
+
+LIMIT = 60.0
+"""Seconds of a call, where the test does not wait for them."""
 
 
-class Bench:
-    """One configurator, its queues, and its service A."""
+class Wire:
+    """The broker's side of the configurator: puts tasks in, takes outcomes out."""
 
-    def __init__(self, broker: BrokerSettings, amqp: AbstractChannel, fake_a: FakeA, start: AiohttpClient) -> None:
-        self.broker = broker
+    def __init__(self, amqp: aiormq.abc.AbstractChannel, broker: BrokerSettings) -> None:
         self.amqp = amqp
-        self.fake_a = fake_a
-        self._start = start
+        self.broker = broker
+        self.outcomes: list[Outcome] = []
 
-    async def start(self, **settings: Any) -> Client:
-        """Start the configurator and wait until it is ready."""
-        own = {"service_a_url": self.fake_a.url, "concurrency": 10} | settings
-        client = await self._start(create_app(Settings(**(self.broker.model_dump() | own))))
+    async def put(self, *tasks: ConfigureTask) -> None:
+        """Publish tasks as service B does."""
+        for task in tasks:
+            await self.put_raw(task.encode())
 
-        async def subscribed() -> bool:
-            declared = await self.amqp.queue_declare(self.broker.to_configure_queue, passive=True)
-            return bool(declared.consumer_count)
-
-        await eventually(lambda: ready(client))
-        if self.fake_a.port:
-            await eventually(subscribed)
-        return client
-
-    async def put(self, serial: str = "ABC1234", *, limit: float = 5, attempt: int = 1) -> ConfigureTask:
-        """Put a task into `to_configure`."""
-        task = ConfigureTask(
-            task_id=uuid7(),
-            attempt=attempt,
-            equipment_id=serial,
-            timeout_in_seconds=1,
-            time_limit_seconds=limit,
-            parameters=PARAMETERS,
-        )
-        await self.publish(task.encode())
-        return task
-
-    async def publish(self, body: bytes) -> None:
-        """Put anything into `to_configure`."""
+    async def put_raw(self, body: bytes) -> None:
+        """Publish any bytes to the configurator."""
         await self.amqp.basic_publish(
-            body, routing_key=self.broker.to_configure_queue, properties=Basic.Properties(delivery_mode=2)
+            body,
+            exchange=self.broker.exchange,
+            routing_key=self.broker.to_configure_key,
+            properties=Basic.Properties(delivery_mode=2),
         )
 
-    async def outcome(self, timeout: float = 90) -> Outcome:
-        """Take the next outcome."""
-        taken: list[bytes] = []
+    async def ends(self, *tasks: ConfigureTask) -> list[Outcome]:
+        """Wait for the outcome of each task; one too many for any of them fails the test."""
+        wanted = {task.message_id for task in tasks}
 
-        async def arrived() -> bool:
-            message = await self.amqp.basic_get(self.broker.configured_queue, no_ack=True)
-            if isinstance(message.delivery, Basic.GetOk):
-                taken.append(message.body)
-            return bool(taken)
+        async def all_there() -> bool:
+            while body := (await self.amqp.basic_get(self.broker.configured_queue, no_ack=True)).body:
+                self.outcomes.append(Outcome.decode(body))
+            return wanted <= {outcome.message_id for outcome in self.outcomes}
 
-        await eventually(arrived, timeout)
-        return Outcome.decode(taken[0])
+        await eventually(all_there)
+        ended = {outcome.message_id: outcome for outcome in self.outcomes}
+        assert len(ended) == len(self.outcomes), "an attempt has one outcome"
+        return [ended[task.message_id] for task in tasks]
 
-    async def outcomes(self, count: int) -> list[Outcome]:
-        """Take so many outcomes."""
-        return [await self.outcome() for _ in range(count)]
+    async def kinds(self, *tasks: ConfigureTask) -> list[OutcomeKind]:
+        """Wait for the outcome of each task; tell the kinds only."""
+        return [outcome.kind for outcome in await self.ends(*tasks)]
 
-    async def count(self, queue: str) -> int:
-        """Count a queue's messages that nobody has taken."""
-        return (await self.amqp.queue_declare(queue, passive=True)).message_count or 0
+    async def waiting(self) -> int:
+        """Count the tasks that no configurator has taken."""
+        return (await self.amqp.queue_declare(self.broker.to_configure_queue, passive=True)).message_count or 0
 
+    async def waiting_is(self, count: int) -> bool:
+        """Whether so many tasks wait."""
+        return await self.waiting() == count
 
-async def ready(client: Client) -> bool:
-    return (await client.get("/health/ready")).status == 200
+    async def take(self) -> aiormq.abc.DeliveredMessage:
+        """Take a task as another configurator would; it goes back when the connection is closed."""
+        taken: list[aiormq.abc.DeliveredMessage] = []
+
+        async def got() -> bool:
+            message = await self.amqp.basic_get(self.broker.to_configure_queue)
+            if message.body:
+                taken.append(message)
+            return bool(message.body)
+
+        await eventually(got)
+        return taken[0]
 
 
 @pytest.fixture
-async def bench(broker: BrokerSettings, amqp: AbstractChannel, fake_a: FakeA, aiohttp_client: AiohttpClient) -> Bench:
-    return Bench(broker, amqp, fake_a, aiohttp_client)
+async def wire(amqp: aiormq.abc.AbstractChannel, broker: BrokerSettings) -> Wire:
+    """The queues, declared before the configurator starts."""
+    await topology.declare(amqp, broker)
+    return Wire(amqp, broker)
 
 
-SOON = format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True)
+@pytest.fixture
+async def start(aiohttp_client: AiohttpClient, broker: BrokerSettings, fake_a: FakeA) -> Start:
+    """Start a configurator; keywords are its settings."""
 
-ANSWERS: list[tuple[str, Behaviour, OutcomeKind, str]] = [
-    ("200", answer(200), OutcomeKind.SUCCESS, "as told"),
-    ("404", answer(404), OutcomeKind.NOT_FOUND, "as told"),
-    ("500", answer(500), OutcomeKind.FAILED, "as told"),
-    ("400", answer(400), OutcomeKind.REJECTED, "as told"),
-    ("422", answer(422), OutcomeKind.REJECTED, "as told"),
-    ("429", answer(429), OutcomeKind.UNAVAILABLE, "429"),
-    ("503", answer(503, "busy", headers={"Retry-After": "7"}), OutcomeKind.UNAVAILABLE, "503"),
-    ("502", answer(502, "<html>"), OutcomeKind.UNKNOWN, "502"),
-    ("504", answer(504, "<html>"), OutcomeKind.UNKNOWN, "504"),
-    ("garbage", answer(200, "garbage"), OutcomeKind.UNKNOWN, "200"),
-    ("another code", answer(200, '{"code":404}'), OutcomeKind.UNKNOWN, "200"),
-    ("a proxy's 404", answer(404, "<html>"), OutcomeKind.UNKNOWN, "404"),
-    ("a redirect", answer(302, headers={"Location": "/elsewhere"}), OutcomeKind.UNKNOWN, "302"),
-    ("too long", answer(200, " " * 70_000 + '{"code":200}'), OutcomeKind.UNKNOWN, "200"),
-    ("reset", reset(), OutcomeKind.UNKNOWN, "no answer"),
-    ("silence", silence(), OutcomeKind.UNKNOWN, "time limit"),
-]
+    async def start(**changed: Any) -> TestClient[web.Request, web.Application]:
+        own = {"service_a_url": fake_a.url, "concurrency": 10, "shutdown_grace_seconds": 30}
+        return await aiohttp_client(create_app(Settings(**broker.model_dump() | own | changed)))
+
+    return start
 
 
-@pytest.mark.parametrize(("behaviour", "kind", "reason"), [row[1:] for row in ANSWERS], ids=[row[0] for row in ANSWERS])
-async def test_what_an_answer_means(bench: Bench, behaviour: Behaviour, kind: OutcomeKind, reason: str) -> None:
-    await bench.start()
-    bench.fake_a.script["ABC1234"].append(behaviour)
-    task = await bench.put(limit=0.5)
-    outcome = await bench.outcome()
+@pytest.fixture
+async def proxy(broker: BrokerSettings) -> AsyncIterator[Proxy]:
+    """A bad network before the broker."""
+    url = broker.nodes[0]
+    async with Proxy(url.host or "", url.port or 0) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _fast_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumers, "PROBE_SECONDS", 0.05)
+
+
+def _behind(proxy: Proxy, broker: BrokerSettings) -> SecretStr:
+    return SecretStr(str(broker.nodes[0].with_host("127.0.0.1").with_port(proxy.url_port)))
+
+
+def _task(equipment_id: str = "ROUTER1", *, limit: float = LIMIT, attempt: int = 1, **parameters: Any) -> ConfigureTask:
+    return ConfigureTask(
+        task_id=uuid4(),
+        attempt=attempt,
+        equipment_id=equipment_id,
+        timeout_in_seconds=14,
+        time_limit_seconds=limit,
+        parameters=parameters or {"username": "admin", "password": "secret", "interfaces": [1]},
+    )
+
+
+def _tasks(count: int, **changed: Any) -> list[ConfigureTask]:
+    return [_task(f"ROUTER{number}", **changed) for number in range(count)]
+
+
+def _held(gate: asyncio.Event) -> Behaviour:
+    """Work until the gate is opened."""
+
+    async def behave(fake: FakeA, request: web.Request) -> web.StreamResponse:
+        await gate.wait()
+        return await answer()(fake, request)
+
+    return behave
+
+
+def _raw(data: bytes) -> Behaviour:
+    """Say something that is not HTTP, or half of it, and hang up."""
+
+    async def behave(fake: FakeA, request: web.Request) -> web.StreamResponse:
+        assert request.transport
+        request.transport.write(data)
+        request.transport.close()
+        return web.Response()
+
+    return behave
+
+
+def _compressed() -> Behaviour:
+    async def behave(fake: FakeA, request: web.Request) -> web.StreamResponse:
+        body = gzip.compress(b'{"code":200,"message":"success"}')
+        return web.Response(body=body, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"})
+
+    return behave
+
+
+def _most_at_once(fake_a: FakeA) -> int:
+    moments = [(work.started, 1) for work in fake_a.ledger]
+    moments += [(work.ended, -1) for work in fake_a.ledger if work.ended is not None]
+    now = most = 0
+    for _, change in sorted(moments):
+        now += change
+        most = max(most, now)
+    return most
+
+
+HTML_404 = "<html><body><h1>404 Not Found</h1></body></html>"
+LOST = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 32\r\n\r\n{"code":200,'
+
+ANSWERS: dict[str, tuple[Behaviour, OutcomeKind, str]] = {
+    "success": (answer(200), OutcomeKind.SUCCESS, "200 as told"),
+    "not found": (answer(404), OutcomeKind.NOT_FOUND, "404 as told"),
+    "failed": (answer(500), OutcomeKind.FAILED, "500 as told"),
+    "malformed": (
+        answer(400, '{"code":400,"message":"vlan is odd"}'),
+        OutcomeKind.REJECTED,
+        "400 vlan is odd",
+    ),
+    "invalid": (answer(422, '{"code":422,"message":"no such vlan"}'), OutcomeKind.REJECTED, "422 no such vlan"),
+    "unavailable": (answer(503), OutcomeKind.UNAVAILABLE, "service A answered 503"),
+    "unavailable, says a proxy": (answer(503, "busy"), OutcomeKind.UNAVAILABLE, "service A answered 503"),
+    "too many": (answer(429), OutcomeKind.UNAVAILABLE, "service A answered 429"),
+    "garbage body": (answer(200, "\x00{]"), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 200"),
+    "empty body": (answer(200, ""), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 200"),
+    "another code": (answer(200, '{"code":500}'), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 200"),
+    "a proxy's 404": (answer(404, HTML_404), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 404"),
+    "a proxy's 502": (answer(502, HTML_404), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 502"),
+    "A's own 504": (answer(504), OutcomeKind.UNKNOWN, "504 as told"),
+    "redirect": (
+        answer(302, headers={"Location": "/api/v1/equipment/cpe/ELSEWHERE"}),
+        OutcomeKind.UNKNOWN,
+        "302 as told",
+    ),
+    "compressed": (_compressed(), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 200"),
+    "garbage HTTP": (_raw(b"\x16\x03 garbage\r\n\r\n"), OutcomeKind.UNKNOWN, "no answer: "),
+    "hung up": (_raw(b""), OutcomeKind.UNKNOWN, "no answer: ServerDisconnectedError"),
+    "lost in the middle": (_raw(LOST), OutcomeKind.UNKNOWN, "no answer: ClientPayloadError"),
+    "reset": (reset(), OutcomeKind.UNKNOWN, "no answer: "),
+    "over 64 KiB": (
+        answer(200, json.dumps({"code": 200, "message": "x" * 70_000})),
+        OutcomeKind.UNKNOWN,
+        "not an answer of service A: HTTP 200",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_one_call_has_one_outcome(start: Start, wire: Wire, fake_a: FakeA, name: str) -> None:
+    behaviour, kind, reason = ANSWERS[name]
+    fake_a.script["ROUTER1"].append(behaviour)
+    await start()
+    task = _task()
+    await wire.put(task)
+    (outcome,) = await wire.ends(task)
     assert (outcome.task_id, outcome.attempt, outcome.kind) == (task.task_id, 1, kind)
-    assert reason in outcome.reason
-    assert outcome.hold_seconds <= 0.5
-    if kind is not OutcomeKind.UNKNOWN:
+    assert outcome.reason.startswith(reason)
+    assert outcome.retry_after_seconds is None
+    if kind is OutcomeKind.UNKNOWN:
+        assert LIMIT / 2 < outcome.hold_seconds <= LIMIT, "A may be at work until the limit"
+    else:
         assert outcome.hold_seconds == 0
-    assert outcome.retry_after_seconds == (7 if "503" in reason else None)
-    assert len(bench.fake_a.ledger) == 1
+    assert [work.equipment_id for work in fake_a.ledger] == ["ROUTER1"]
 
 
-async def test_a_lost_connection_leaves_the_device_alone_until_the_limit(bench: Bench) -> None:
-    await bench.start()
-    bench.fake_a.script["ABC1234"].append(reset())
-    await bench.put(limit=1000)
-    assert 900 < (await bench.outcome()).hold_seconds <= 1000
-
-
-async def test_retry_after_may_be_a_date(bench: Bench) -> None:
-    await bench.start()
-    bench.fake_a.script["ABC1234"].append(answer(503, headers={"Retry-After": SOON}))
-    await bench.put()
-    assert 80_000 < ((await bench.outcome()).retry_after_seconds or 0) <= 86_400
-
-
-async def test_a_is_asked_as_the_contract_says(bench: Bench) -> None:
-    await bench.start()
-    task = await bench.put(attempt=3)
-    await bench.outcome()
-    (work,) = bench.fake_a.ledger
-    assert (work.equipment_id, work.task_id, work.attempt) == ("ABC1234", str(task.task_id), 3)
-    assert work.body == {"timeoutInSeconds": 1, "parameters": PARAMETERS}
-
-
-async def test_garbage_instead_of_http(bench: Bench) -> None:
-    async def garble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"\x00garbage\r\n\r\n")
-        writer.close()
-
-    async with await asyncio.start_server(garble, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        await bench.start(service_a_url=f"http://127.0.0.1:{port}")
-        await bench.put()
-        assert (await bench.outcome()).kind is OutcomeKind.UNKNOWN
-
-
-async def test_no_more_calls_than_consumers(bench: Bench) -> None:
-    go_on = asyncio.Event()
-
-    async def wait(fake: FakeA, request: Request) -> StreamResponse:
-        await go_on.wait()
-        return await answer()(fake, request)
-
-    bench.fake_a.default = wait
-    await bench.start(concurrency=50)
-    for number in range(70):
-        await bench.put(f"DEVICE{number}", limit=100)
-
-    async def full() -> bool:
-        return len(bench.fake_a.ledger) == 50 and await bench.count(bench.broker.to_configure_queue) == 20
-
-    await eventually(full)
-    go_on.set()
-    assert {outcome.kind for outcome in await bench.outcomes(70)} == {OutcomeKind.SUCCESS}
-    assert len(bench.fake_a.ledger) == 70
-
-
-async def test_a_redelivered_task_is_not_called_blindly(bench: Bench) -> None:
-    await declare(bench.amqp, bench.broker)
-    task = await bench.put()
-    # Somebody takes the task and goes away: did he begin the call?
-    connection = await aiormq.connect(bench.broker.nodes[0])
-    taken = asyncio.Event()
-
-    async def take(_: object) -> None:
-        taken.set()
-
-    await (await connection.channel()).basic_consume(bench.broker.to_configure_queue, take)
-    await taken.wait()
-    await connection.close()
-    await bench.start()
-    outcome = await bench.outcome()
-    assert (outcome.kind, outcome.task_id) == (OutcomeKind.INTERRUPTED, task.task_id)
-    assert outcome.hold_seconds == 5 + bench.broker.lateness_seconds
-    assert bench.fake_a.ledger == []
-
-
-async def test_a_duplicate_of_a_running_task_joins_its_call(bench: Bench) -> None:
-    bench.fake_a.delay = 0.5
-    await bench.start()
-    task = await bench.put()
-    await eventually(lambda: bench.fake_a.ledger)
-    await bench.publish(task.encode())
-    assert (await bench.outcome()).kind is OutcomeKind.SUCCESS
-    later = await bench.put("OTHER123")
-    assert (await bench.outcome()).task_id == later.task_id
-    assert len(bench.fake_a.ledger) == 2
-
-
-async def test_no_work_is_taken_while_a_cannot_be_reached(bench: Bench) -> None:
-    client = await bench.start()
-    await bench.fake_a.stop()
-    await bench.put()
-    outcome = await bench.outcome()
-    assert (outcome.kind, outcome.retry_after_seconds) == (OutcomeKind.UNAVAILABLE, None)
-
-    async def paused() -> bool:
-        declared = await bench.amqp.queue_declare(bench.broker.to_configure_queue, passive=True)
-        return declared.consumer_count == 0
-
-    await eventually(paused)
-    answer_ = await client.get("/health/ready")
-    assert (answer_.status, (await answer_.json())["missing"]) == (503, ["service A: cannot be reached"])
-    task = await bench.put()
-    assert await bench.count(bench.broker.to_configure_queue) == 1
-    await bench.fake_a.start()
-    outcome = await bench.outcome()
-    assert (outcome.kind, outcome.task_id) == (OutcomeKind.SUCCESS, task.task_id)
-    assert await ready(client)
-
-
-async def test_one_devices_503_pauses_nobody(bench: Bench) -> None:
-    client = await bench.start()
-    bench.fake_a.script["BUSY1234"].append(answer(503))
-    await bench.put("BUSY1234")
-    assert (await bench.outcome()).kind is OutcomeKind.UNAVAILABLE
-    assert await ready(client)
-    await bench.put()
-    assert (await bench.outcome()).kind is OutcomeKind.SUCCESS
-
-
-@pytest.fixture
-def gate(bench: Bench) -> asyncio.Event:
-    """A answers only when this is set."""
-    event = asyncio.Event()
-
-    async def wait(fake: FakeA, request: Request) -> StreamResponse:
-        await event.wait()
-        return await answer()(fake, request)
-
-    bench.fake_a.default = wait
-    return event
-
-
-async def test_a_clean_stop_finishes_what_has_begun(
-    bench: Bench, gate: asyncio.Event, capsys: pytest.CaptureFixture[str]
+async def test_a_gets_the_task_as_its_client_wrote_it_and_knows_the_attempt(
+    start: Start, wire: Wire, fake_a: FakeA
 ) -> None:
-    client = await bench.start()
-    for number in range(10):
-        await bench.put(f"DEVICE{number}", limit=100)
-    await eventually(lambda: len(bench.fake_a.ledger) == 10)
-    stopping = asyncio.create_task(client.close())
-    await eventually(lambda: "configurator.draining" in capsys.readouterr().out)
-    await bench.put("LATER123")
+    await start()
+    parameters: dict[str, Any] = {
+        "username": "ädmin\u2028",
+        "password": "\x01\"'\\",
+        "vlan": None,
+        "interfaces": [],
+        "unknown": {"deep": [{"er": 1.0}, 2**70, -0.1, True, ""], "": "空"},
+    }
+    task = _task("Serial00", attempt=7, **parameters)
+    await wire.put(task)
+    await wire.ends(task)
+    (work,) = fake_a.ledger
+    assert work.equipment_id == "Serial00"
+    assert (work.task_id, work.attempt) == (str(task.task_id), 7)
+    assert json.dumps(work.body) == json.dumps({"timeoutInSeconds": 14, "parameters": parameters})
+
+
+RETRY_AFTER = {
+    "seconds": ("7", 7.0),
+    "in the past": ("Mon, 01 Jan 2001 00:00:00 GMT", 0.0),
+    "garbage": ("soon", None),
+    "negative": ("-7", None),
+}
+
+
+@pytest.mark.parametrize("name", RETRY_AFTER)
+async def test_retry_after_is_passed_on(start: Start, wire: Wire, fake_a: FakeA, name: str) -> None:
+    header, seconds = RETRY_AFTER[name]
+    fake_a.default = answer(503, headers={"Retry-After": header})
+    await start()
+    task = _task()
+    await wire.put(task)
+    (outcome,) = await wire.ends(task)
+    assert (outcome.kind, outcome.retry_after_seconds) == (OutcomeKind.UNAVAILABLE, seconds)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_may_be_a_date(start: Start, wire: Wire, fake_a: FakeA, status: int) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=1000), usegmt=True)
+    fake_a.default = answer(status, headers={"Retry-After": date})
+    await start()
+    task = _task()
+    await wire.put(task)
+    (outcome,) = await wire.ends(task)
+    assert outcome.kind is OutcomeKind.UNAVAILABLE
+    assert 800 < (outcome.retry_after_seconds or 0) <= 1000
+
+
+async def test_retry_after_in_a_far_future_is_still_unavailable(start: Start, wire: Wire, fake_a: FakeA) -> None:
+    fake_a.default = answer(503, headers={"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"})
+    await start()
+    task = _task()
+    await wire.put(task)
+    (outcome,) = await wire.ends(task)
+    assert outcome.kind is OutcomeKind.UNAVAILABLE
+    assert (outcome.retry_after_seconds or 0) > 86400
+
+
+async def test_silence_beyond_the_limit_is_unknown_and_a_has_no_time_left(
+    start: Start, wire: Wire, fake_a: FakeA
+) -> None:
+    fake_a.default = silence()
+    await start()
+    task = _task(limit=0.3)
+    await wire.put(task)
+    (outcome,) = await wire.ends(task)
+    assert (outcome.kind, outcome.hold_seconds) == (OutcomeKind.UNKNOWN, 0)
+    assert outcome.reason == "no answer within the time limit"
+    assert len(fake_a.ledger) == 1
+
+
+async def test_a_bug_in_a_call_is_an_unknown_outcome_and_the_consumer_lives_on(
+    start: Start, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: service_a.ServiceA, task: ConfigureTask) -> Outcome:
+        raise LookupError("a bug")
+
+    await start(concurrency=1)
+    tasks = _tasks(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(service_a.ServiceA, "configure", fail)
+        await wire.put(tasks[0])
+        (outcome,) = await wire.ends(tasks[0])
+    assert (outcome.kind, outcome.hold_seconds) == (OutcomeKind.UNKNOWN, LIMIT)
+    await wire.put(tasks[1])
+    assert await wire.kinds(tasks[1]) == [OutcomeKind.SUCCESS]
+
+
+async def test_as_many_calls_as_concurrency_run_at_once_and_never_more(start: Start, wire: Wire, fake_a: FakeA) -> None:
+    gate = asyncio.Event()
+    fake_a.default = _held(gate)
+    await start(concurrency=300)
+    tasks = _tasks(330)
+    await wire.put(*tasks)
+    await eventually(lambda: len(fake_a.ledger) == 300)
+    assert await wire.waiting() == 30, "what cannot be begun is left to other configurators"
+    gate.set()
+    assert set(await wire.kinds(*tasks)) == {OutcomeKind.SUCCESS}
+    assert len(fake_a.ledger) == 330
+    assert _most_at_once(fake_a) == 300
+
+
+async def test_a_redelivered_task_joins_its_running_call(
+    start: Start, wire: Wire, fake_a: FakeA, broker: BrokerSettings, proxy: Proxy
+) -> None:
+    gate = asyncio.Event()
+    fake_a.default = _held(gate)
+    app = await start(concurrency=20, amqp_url=_behind(proxy, broker))
+    tasks = _tasks(20)
+    await wire.put(*tasks)
+    await eventually(lambda: len(fake_a.ledger) == 20)
+    joined = _counted("redelivered_total", treated="joined")
+    proxy.cut()
+    await eventually(lambda: _counted("redelivered_total", treated="joined") == joined + 20)
+    gate.set()
+    assert set(await wire.kinds(*tasks)) == {OutcomeKind.SUCCESS}
+    await app.close()
+    await _nothing_is_left(start, wire)
+    assert len(fake_a.ledger) == 21
+
+
+async def test_calls_outlive_connections_closed_by_the_broker(
+    aiohttp_client: AiohttpClient, fake_a: FakeA, own_rabbitmq: RabbitMQ
+) -> None:
+    gate = asyncio.Event()
+    fake_a.default = _held(gate)
+    settings = Settings(amqp_url=SecretStr(own_rabbitmq.url), service_a_url=fake_a.url, concurrency=20)
+    await aiohttp_client(create_app(settings))
+    connection = await aiormq.connect(own_rabbitmq.url)
+    wire = Wire(await connection.channel(), settings)
+    await topology.declare(wire.amqp, settings)
+    tasks = _tasks(20)
+    await wire.put(*tasks)
+    await eventually(lambda: len(fake_a.ledger) == 20)
+    joined = _counted("redelivered_total", treated="joined")
+    await asyncio.to_thread(own_rabbitmq.ctl, "close_all_connections", "a test")
+    await eventually(lambda: _counted("redelivered_total", treated="joined") == joined + 20)
+    gate.set()
+    connection = await aiormq.connect(own_rabbitmq.url)
+    wire = Wire(await connection.channel(), settings)
+    assert set(await wire.kinds(*tasks)) == {OutcomeKind.SUCCESS}
+    assert len(fake_a.ledger) == 20
+    await connection.close()
+
+
+async def test_a_redelivered_task_that_does_not_run_here_is_interrupted_and_not_called(
+    start: Start, wire: Wire, fake_a: FakeA, broker: BrokerSettings
+) -> None:
+    other = await aiormq.connect(broker.nodes[0])
+    task = _task()
+    await wire.put(task)
+    await Wire(await other.channel(), broker).take()
+    await other.close()
+    await start()
+    (outcome,) = await wire.ends(task)
+    assert outcome.kind is OutcomeKind.INTERRUPTED
+    assert outcome.hold_seconds == LIMIT + broker.lateness_seconds
+    assert not fake_a.ledger
+    await eventually(lambda: wire.waiting_is(0))
+
+
+async def test_a_task_that_comes_twice_is_called_once_and_both_are_acknowledged(
+    start: Start, wire: Wire, fake_a: FakeA
+) -> None:
+    gate = asyncio.Event()
+    fake_a.default = _held(gate)
+    app = await start()
+    task = _task()
+    await wire.put(task)
+    await eventually(lambda: len(fake_a.ledger) == 1)
+    joined = _counted("redelivered_total", treated="joined")
+    await wire.put(task)
+    await eventually(lambda: _counted("redelivered_total", treated="joined") == joined + 1)
+    gate.set()
+    assert await wire.kinds(task) == [OutcomeKind.SUCCESS]
+    await app.close()
+    await _nothing_is_left(start, wire)
+    assert len(fake_a.calls("ROUTER1")) == 1
+
+
+async def test_while_a_is_down_no_task_is_taken_and_afterwards_it_goes_on_by_itself(
+    start: Start, wire: Wire, fake_a: FakeA
+) -> None:
+    await fake_a.stop()
+    app = await start(concurrency=2)
+    early, late = _tasks(4), _tasks(3)
+    await wire.put(early[0])
+    (outcome,) = await wire.ends(early[0])
+    assert outcome.kind is OutcomeKind.UNAVAILABLE
+    assert outcome.reason == "service A cannot be reached: ClientConnectorError"
+    assert outcome.hold_seconds == 0
+    ready = await app.get("/health/ready")
+    assert ready.status == 503
+    assert await ready.json() == {"status": "not ready", "missing": ["service A: cannot be reached"]}
+    await eventually(lambda: _counted("service_a_unreachable") == 1)
+    await _has_no_reader(wire)
+    await wire.put(*late)
+    await eventually(lambda: wire.waiting_is(3))
+    await fake_a.start()
+    assert await wire.kinds(*late) == [OutcomeKind.SUCCESS] * 3
+    assert len(fake_a.ledger) == 3
+    assert (await app.get("/health/ready")).status == 200
+
+
+async def test_tasks_taken_but_not_begun_when_a_goes_down_are_handed_back(
+    start: Start, wire: Wire, fake_a: FakeA
+) -> None:
+    await fake_a.stop()
+    tasks = _tasks(50)
+    await wire.put(*tasks)
+    await start(concurrency=50)
+    await eventually(lambda: _counted("service_a_unreachable") == 1)
+    await fake_a.start()
+    kinds = set(await wire.kinds(*tasks))
+    assert OutcomeKind.UNAVAILABLE in kinds
+    assert kinds <= {OutcomeKind.UNAVAILABLE, OutcomeKind.NOT_STARTED, OutcomeKind.SUCCESS}
+
+
+async def test_one_devices_503_pauses_nobody(start: Start, wire: Wire, fake_a: FakeA) -> None:
+    fake_a.script["BUSYROUTER"].append(answer(503))
+    app = await start(concurrency=1)
+    tasks = [_task("BUSYROUTER"), *_tasks(3)]
+    await wire.put(*tasks)
+    assert await wire.kinds(*tasks) == [OutcomeKind.UNAVAILABLE, *[OutcomeKind.SUCCESS] * 3]
+    assert (await app.get("/health/ready")).status == 200
+    assert _counted("service_a_unreachable") == 0
+
+
+async def test_a_clean_stop_finishes_running_calls_and_takes_no_more(start: Start, wire: Wire, fake_a: FakeA) -> None:
+    gate = asyncio.Event()
+    fake_a.default = _held(gate)
+    app = await start(concurrency=50)
+    running, late = _tasks(30), _tasks(3)
+    await wire.put(*running)
+    await eventually(lambda: len(fake_a.ledger) == 30)
+    with capture_logs() as logs:
+        stopping = asyncio.create_task(app.close())
+        await eventually(lambda: any(log["event"] == "configurator.draining" for log in logs))
+    await wire.put(*late)
     gate.set()
     await stopping
-    kinds = [outcome.kind for outcome in await bench.outcomes(10)]
-    assert kinds == [OutcomeKind.SUCCESS] * 10
-    assert await bench.count(bench.broker.to_configure_queue) == 1, "the late task waits for another process"
-    assert {work.equipment_id for work in bench.fake_a.ledger} == {f"DEVICE{number}" for number in range(10)}
+    assert await wire.kinds(*running) == [OutcomeKind.SUCCESS] * 30
+    assert await wire.waiting() == 3
+    assert len(fake_a.ledger) == 30
+    await start()
+    assert await wire.kinds(*late) == [OutcomeKind.SUCCESS] * 3, "taken by nobody, they come for the first time"
+    assert len(wire.outcomes) == 33
 
 
-async def test_a_stop_that_takes_too_long_gives_up_and_the_broker_has_the_task(
-    bench: Bench, gate: asyncio.Event
+async def _occupy(
+    start: Start, wire: Wire, fake_a: FakeA, broker: BrokerSettings, proxy: Proxy
+) -> tuple[TestClient[web.Request, web.Application], list[ConfigureTask], list[ConfigureTask]]:
+    """Make a configurator whose consumers are busy hold tasks that it has not begun.
+
+    It loses its connection, and another configurator takes its running tasks before it is back.
+    """
+    app = await start(concurrency=3, amqp_url=_behind(proxy, broker))
+    running, waiting = _tasks(3), _tasks(2)
+    await wire.put(*running)
+    await eventually(lambda: len(fake_a.ledger) == 3)
+    proxy.blackhole(True)
+    proxy.cut()
+    for _ in running:
+        await wire.take()
+    await wire.put(*waiting)
+    proxy.blackhole(False)
+    await eventually(lambda: wire.waiting_is(0))
+    return app, running, waiting
+
+
+async def test_a_clean_stop_hands_back_what_is_not_begun(
+    start: Start, wire: Wire, fake_a: FakeA, broker: BrokerSettings, proxy: Proxy
 ) -> None:
-    client = await bench.start(shutdown_grace_seconds=0.2)
-    await bench.put(limit=100)
-    await eventually(lambda: bench.fake_a.ledger)
-    await client.close()
-
-    async def returned() -> bool:
-        return await bench.count(bench.broker.to_configure_queue) == 1
-
-    await eventually(returned)
-    assert not gate.is_set()
-
-
-@pytest.mark.parametrize("body", [b"\xffgarbage", b'{"v":2,"task_id":"x"}', b"{}", b""])
-async def test_what_cannot_be_read_is_dead_lettered_and_the_next_is_served(bench: Bench, body: bytes) -> None:
-    await bench.start()
-    await bench.publish(body)
-    await bench.put()
-    assert (await bench.outcome()).kind is OutcomeKind.SUCCESS
-    dead = dead_letter_queue(bench.broker.to_configure_queue)
-
-    async def dead_lettered() -> bool:
-        return await bench.count(dead) == 1
-
-    await eventually(dead_lettered)
-    message = await bench.amqp.basic_get(dead, no_ack=True)
-    assert message.body == body
-    assert (message.header.properties.headers or {})["x-reason"]
-
-
-async def test_an_outcome_survives_the_deletion_of_its_queue(bench: Bench, gate: asyncio.Event) -> None:
-    await bench.start()
-    task = await bench.put(limit=100)
-    await eventually(lambda: bench.fake_a.ledger)
-    await bench.amqp.queue_delete(bench.broker.configured_queue)
+    gate = asyncio.Event()
+    fake_a.default = _held(gate)
+    app, running, waiting = await _occupy(start, wire, fake_a, broker, proxy)
+    stopping = asyncio.create_task(app.close())
+    for outcome in await wire.ends(*waiting):
+        assert (outcome.kind, outcome.hold_seconds) == (OutcomeKind.NOT_STARTED, 0)
+    assert not stopping.done(), "calls that have begun are finished"
     gate.set()
-
-    async def declared_again() -> bool:
-        try:
-            channel = await bench.amqp.connection.channel()
-            return bool((await channel.queue_declare(bench.broker.configured_queue, passive=True)).message_count)
-        except Exception:  # noqa: BLE001 - not there yet; `eventually` has the deadline.
-            return False
-
-    await eventually(declared_again)
-    assert (await bench.outcome()).task_id == task.task_id
+    await stopping
+    assert await wire.kinds(*running) == [OutcomeKind.SUCCESS] * 3
+    assert len(fake_a.ledger) == 3
+    await _nothing_is_left(start, wire)
 
 
-async def test_a_port_where_nobody_listens_is_unavailable(bench: Bench) -> None:
-    bench.fake_a.port = 0
-    await bench.start(service_a_url=f"http://127.0.0.1:{free_port()}")
-    await bench.put()
-    assert (await bench.outcome()).kind is OutcomeKind.UNAVAILABLE
+async def test_what_is_not_begun_when_its_channel_is_lost_is_not_begun_any_more(
+    start: Start, wire: Wire, fake_a: FakeA, broker: BrokerSettings, proxy: Proxy
+) -> None:
+    gate = asyncio.Event()
+    fake_a.default = _held(gate)
+    _, running, waiting = await _occupy(start, wire, fake_a, broker, proxy)
+    proxy.blackhole(True)
+    proxy.cut()
+    assert [(await wire.take()).redelivered for _ in waiting] == [True, True]
+    gate.set()
+    proxy.blackhole(False)
+    assert await wire.kinds(*running) == [OutcomeKind.SUCCESS] * 3
+    last = _task("LASTROUTER")
+    await wire.put(last)
+    await wire.ends(last)
+    assert len(fake_a.ledger) == 4
+
+
+async def test_a_stop_gives_up_after_the_grace_period_and_the_task_comes_again(
+    start: Start, wire: Wire, fake_a: FakeA, broker: BrokerSettings
+) -> None:
+    fake_a.default = silence()
+    app = await start(shutdown_grace_seconds=0.3)
+    task = _task()
+    await wire.put(task)
+    await eventually(lambda: len(fake_a.ledger) == 1)
+    await asyncio.wait_for(app.close(), 30)
+    await start()
+    assert await wire.kinds(task) == [OutcomeKind.INTERRUPTED]
+    assert len(fake_a.ledger) == 1
+
+
+async def test_a_stop_without_a_broker_gives_up_after_the_grace_period(
+    start: Start, wire: Wire, fake_a: FakeA, broker: BrokerSettings, proxy: Proxy
+) -> None:
+    app = await start(shutdown_grace_seconds=0.3, amqp_url=_behind(proxy, broker))
+    fake_a.default = silence()
+    task = _task()
+    await wire.put(task)
+    await eventually(lambda: len(fake_a.ledger) == 1)
+    await proxy.stop()
+    await asyncio.wait_for(app.close(), 30)
+    await eventually(lambda: wire.waiting_is(1))
+
+
+UNREADABLE: dict[str, tuple[bytes, str]] = {
+    "garbage": (b"\xff\x00 garbage", "Invalid JSON"),
+    "empty": (b"", "Invalid JSON"),
+    "not an object": (b"[]", "should be an object"),
+    "an unknown version": (_task().encode().replace(b'"v":1', b'"v":2'), "v: Input should be 1"),
+    "a field missing": (b'{"v":1,"task_id":"019a-no"}', "equipment_id: Field required"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_a_message_that_cannot_be_read_is_dead_lettered_and_the_next_one_served(
+    start: Start, wire: Wire, fake_a: FakeA, name: str
+) -> None:
+    body, reason = UNREADABLE[name]
+    app = await start(concurrency=1)
+    await wire.put_raw(body)
+    task = _task()
+    await wire.put(task)
+    assert await wire.kinds(task) == [OutcomeKind.SUCCESS]
+    queue = wire.broker.to_configure_queue
+    dead = await wire.amqp.basic_get(topology.dead_letter_queue(queue), no_ack=True)
+    assert dead.body == body
+    why = (dead.header.properties.headers or {})["x-reason"]
+    assert isinstance(why, str)
+    assert reason in why
+    assert "secret" not in why
+    assert _counted("amqp_dead_letters_total", queue=queue) == 1
+    await app.close()
+    await _nothing_is_left(start, wire)
+
+
+async def test_a_message_with_fields_of_a_later_version_is_served(start: Start, wire: Wire, fake_a: FakeA) -> None:
+    await start()
+    task = _task()
+    await wire.put_raw(json.dumps(json.loads(task.encode()) | {"priority": "new"}).encode())
+    assert await wire.kinds(task) == [OutcomeKind.SUCCESS]
+
+
+async def test_an_outcome_whose_queue_is_deleted_while_a_works_is_delivered(
+    start: Start, wire: Wire, fake_a: FakeA
+) -> None:
+    gate = asyncio.Event()
+    fake_a.default = _held(gate)
+    await start()
+    task = _task()
+    await wire.put(task)
+    await eventually(lambda: len(fake_a.ledger) == 1)
+    await wire.amqp.queue_delete(wire.broker.configured_queue)
+    gate.set()
+    outcomes = "outcomes_published_total"
+    published = _counted(outcomes, kind="success")
+    await eventually(lambda: _counted(outcomes, kind="success") > published)
+    assert await wire.kinds(task) == [OutcomeKind.SUCCESS]
+    assert len(fake_a.ledger) == 1
+
+
+async def test_a_deleted_task_queue_is_declared_again_and_served(start: Start, wire: Wire) -> None:
+    await start()
+    first, second = _tasks(2)
+    await wire.put(first)
+    await wire.ends(first)
+    await wire.amqp.queue_delete(wire.broker.to_configure_queue)
+    await _has_reader(wire)
+    await wire.put(second)
+    assert await wire.kinds(second) == [OutcomeKind.SUCCESS]
+
+
+async def test_without_a_broker_it_is_alive_but_not_ready(start: Start, broker: BrokerSettings) -> None:
+    app = await start(amqp_url=SecretStr(f"amqp://127.0.0.1:{free_port()}/"))
+
+    async def says_why() -> bool:
+        ready = await app.get("/health/ready")
+        missing = (await ready.json())["missing"]
+        return ready.status == 503 and missing == ["broker: AMQPConnectionError"]
+
+    await eventually(says_why)
+    assert (await app.get("/health/live")).status == 200
+
+
+def _counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def _readers(wire: Wire) -> int | None:
+    connection = await aiormq.connect(wire.broker.nodes[0])
+    try:
+        channel = await connection.channel()
+        return (await channel.queue_declare(wire.broker.to_configure_queue, passive=True)).consumer_count
+    except aiormq.exceptions.ChannelNotFoundEntity:
+        return None
+    finally:
+        await connection.close()
+
+
+async def _has_no_reader(wire: Wire) -> None:
+    async def none() -> bool:
+        return await _readers(wire) == 0
+
+    await eventually(none)
+
+
+async def _has_reader(wire: Wire) -> None:
+    async def one() -> bool:
+        return await _readers(wire) == 1
+
+    await eventually(one)
+
+
+async def _nothing_is_left(start: Start, wire: Wire) -> None:
+    """Show by one more task, served by a new configurator, that no earlier one comes again."""
+    before = len(wire.outcomes)
+    last = _task("LASTROUTER")
+    await wire.put(last)
+    app = await start()
+    assert await wire.kinds(last) == [OutcomeKind.SUCCESS]
+    await app.close()
+    assert len(wire.outcomes) == before + 1
+    assert await wire.waiting() == 0

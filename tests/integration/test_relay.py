@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -17,8 +17,10 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from messaging.channel import Channel, Publication
+from messaging.channel import Channel
+from messaging.frames import Letter
 from messaging.messages import ConfigureTask
+from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import relay as relay_module
@@ -254,7 +256,7 @@ async def test_the_timer_finds_what_nobody_announced(
 async def test_a_returned_message_brings_its_queue_back_and_is_published_again(
     tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
 ) -> None:
-    refused = metric("tasks_dispatched_total", publication="refused")
+    returned = metric("tasks_dispatched_total", publication="returned")
     async with relaying(broker, tasks) as running:
         await amqp.queue_delete(broker.to_configure_queue)
         ids = await accept(tasks, *DEVICES[:40])
@@ -263,7 +265,7 @@ async def test_a_returned_message_brings_its_queue_back_and_is_published_again(
         await eventually(lambda: _holds(amqp, broker, 40))
         await tasks.until_idle()
     assert Counter(await attempts(amqp, broker)) == Counter((id_, 2) for id_ in ids)
-    assert metric("tasks_dispatched_total", publication="refused") == refused + 40
+    assert metric("tasks_dispatched_total", publication="returned") == returned + 40
 
 
 async def test_what_may_have_reached_the_broker_is_left_to_the_reconciler(
@@ -273,8 +275,8 @@ async def test_what_may_have_reached_the_broker_is_left_to_the_reconciler(
     sql: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def uncertain(*_: object, **__: object) -> Publication:
-        return Publication.UNCERTAIN
+    async def uncertain(_: Channel, routing_key: str, letters: Sequence[Letter]) -> list[Publication]:
+        return [Publication.UNCERTAIN] * len(letters)
 
     ids = await accept(tasks, "DEVICE1", "DEVICE2")
     async with relaying(broker, tasks):

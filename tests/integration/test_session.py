@@ -12,9 +12,11 @@ from pydantic import SecretStr
 from yarl import URL
 
 from messaging import channel as channel_module
+from messaging import publishing, topology
 from messaging import session as session_module
-from messaging import topology
-from messaging.channel import Channel, Delivery, Publication
+from messaging.channel import Channel, Delivery, acknowledge
+from messaging.frames import Letter
+from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from tests.conftest import DEADLINE_SECONDS, eventually
@@ -74,7 +76,12 @@ async def _lost(channel: Channel) -> str:
 async def _publish(channel: Channel, settings: BrokerSettings, body: bytes = b"{}") -> Publication:
     """Publish an outcome; a publish that hangs or is cancelled fails the test."""
     async with asyncio.timeout(DEADLINE_SECONDS):
-        return await channel.publish(settings.configured_key, body, message_id=f"id-{body.decode()}")
+        [publication] = await channel.publish(settings.configured_key, [_letter(body)])
+        return publication
+
+
+def _letter(body: bytes) -> Letter:
+    return Letter(f"id-{body.decode()}", body)
 
 
 async def _consume(channel: Channel, settings: BrokerSettings) -> list[Delivery]:
@@ -115,8 +122,8 @@ async def test_unroutable_messages_are_refused_and_their_queue_is_declared_again
 
     monkeypatch.setattr(topology, "declare", count)
     await amqp.queue_delete(broker.configured_queue)
-    batch = [_publish(channel, broker, str(number).encode()) for number in range(50)]
-    assert set(await asyncio.gather(*batch)) == {Publication.REFUSED}
+    batch = [_letter(str(number).encode()) for number in range(50)]
+    assert set(await channel.publish(broker.configured_key, batch)) == {Publication.RETURNED}
     assert len(declared) < 5, "a batch of returns is not a storm of declarations"
     assert await _publish(channel, broker) is Publication.CONFIRMED
     assert not channel.lost.done()
@@ -144,7 +151,7 @@ async def test_a_closed_channel_refuses_publishes_and_ignores_acknowledgements(
     assert session.current is None
     assert session.missing == "broker: closed by us"
     assert await _publish(channel, broker) is Publication.REFUSED
-    await deliveries[0].ack()
+    await acknowledge(deliveries[:1])
     await eventually(lambda: _ready(amqp, broker.configured_queue))
 
 
@@ -206,8 +213,7 @@ async def test_after_a_subscription_is_cancelled_nothing_more_is_delivered(
     consumer = await channel.consume(broker.configured_queue, PREFETCH, deliveries.append)
     await channel.cancel(consumer)
     taken = len(deliveries)
-    for delivery in deliveries:
-        await delivery.ack()
+    await acknowledge(deliveries)
     await channel.close()
     assert len(deliveries) == taken
     await eventually(lambda: _ready_is(amqp, broker.configured_queue, 300 - taken))
@@ -238,8 +244,8 @@ async def test_acknowledgements_written_right_before_the_close_are_not_lost(
     for number in range(20):
         await amqp.basic_publish(str(number).encode(), exchange=broker.exchange, routing_key=broker.configured_key)
     await eventually(lambda: len(deliveries) == 20)
-    for delivery in deliveries:
-        await delivery.ack()
+    for delivery in reversed(deliveries):
+        await acknowledge([delivery])
     await channel.close()
     channel = await _next(session)
     again = await _consume(channel, broker)
@@ -248,17 +254,67 @@ async def test_acknowledgements_written_right_before_the_close_are_not_lost(
     assert again[0].body == b"last"
 
 
-async def test_one_acknowledgement_serves_all_deliveries_before_it(session: Session, broker: BrokerSettings) -> None:
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [[0, 1, 2]],
+        [[0], [1], [2], [3]],
+        [[3], [1], [0], [2]],
+        [[5, 1, 3], [0, 4]],
+        [[2, 4], [0, 3, 1]],
+        [[9, 8, 7, 6, 5, 4, 3, 2, 1, 0]],
+        [[0, 2, 4, 6, 8], [1, 3, 5, 7]],
+    ],
+)
+async def test_in_whatever_order_acknowledged_what_was_not_comes_again_and_nothing_else(
+    session: Session, broker: BrokerSettings, turns: list[list[int]]
+) -> None:
     channel = await _next(session)
     deliveries = await _consume(channel, broker)
-    for number in range(3):
-        await _publish(channel, broker, str(number).encode())
-    await eventually(lambda: len(deliveries) == 3)
-    await deliveries[1].ack(multiple=True)
+    await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(10)])
+    await eventually(lambda: len(deliveries) == 10)
+    for turn in turns:
+        await acknowledge(deliveries[number] for number in turn)
     await channel.close()
-    again = await _consume(await _next(session), broker)
-    await eventually(lambda: again)
-    assert (again[0].body, again[0].redelivered) == (b"2", True)
+    assert await channel.lost == "closed by us", "a tag acknowledged twice would have cost the channel"
+    channel = await _next(session)
+    again = await _consume(channel, broker)
+    await _publish(channel, broker, b"last")
+    left = [str(number) for number in range(10) if not any(number in turn for turn in turns)]
+    await eventually(lambda: any(delivery.body == b"last" for delivery in again))
+    assert [delivery.body.decode() for delivery in again] == [*left, "last"]
+
+
+async def test_deliveries_of_two_channels_are_acknowledged_where_they_can_be(
+    session: Session, broker: BrokerSettings
+) -> None:
+    """What a lost channel brought comes again by the next one, and both deliveries belong to one call then."""
+    old = await _consume(await _next(session), broker)
+    await (await session.channel()).publish(broker.configured_key, [_letter(b"1"), _letter(b"2")])
+    await eventually(lambda: len(old) == 2)
+    (await session.channel()).lose("test")
+    channel = await _next(session)
+    new = await _consume(channel, broker)
+    await eventually(lambda: len(new) == 2)
+    await acknowledge([old[0], new[0], old[1], new[1]])
+    await _publish(channel, broker, b"last")
+    await eventually(lambda: len(new) == 3)
+    assert new[2].body == b"last"
+    assert not channel.lost.done()
+
+
+async def test_a_large_batch_of_large_messages_arrives_whole_and_in_order(
+    session: Session, broker: BrokerSettings
+) -> None:
+    """Larger than a frame, than the socket's buffer, and than aiormq's write queue would hold one by one."""
+    channel = await _next(session)
+    deliveries = await _consume(channel, broker)
+    bodies = [str(number).encode() * size for number, size in enumerate([0, 1, 131_064, 200_000, 65_536] * 20)]
+    letters = [Letter(f"{number}", body) for number, body in enumerate(bodies)]
+    assert set(await channel.publish(broker.configured_key, letters)) == {Publication.CONFIRMED}
+    await eventually(lambda: len(deliveries) == len(bodies))
+    assert [delivery.body for delivery in deliveries] == bodies
+    await acknowledge(deliveries)
 
 
 async def test_ready_messages_counts_what_no_reader_has_taken(
@@ -284,7 +340,7 @@ async def test_a_dead_letter_keeps_its_bytes_and_says_why(
     await _publish(channel, broker, b"garbage")
     await eventually(lambda: deliveries)
     await channel.dead_letter(broker.configured_queue, deliveries[0], "it is garbage")
-    await deliveries[0].ack()
+    await acknowledge(deliveries[:1])
     message = await amqp.basic_get(f"{broker.configured_queue}.dead", no_ack=True)
     assert message.body == b"garbage"
     assert (message.header.properties.headers or {})["x-reason"] == "it is garbage"
@@ -301,7 +357,7 @@ async def test_a_dead_letter_that_is_not_confirmed_leaves_the_message_where_it_i
     await eventually(lambda: deliveries)
     await amqp.queue_delete(f"{broker.configured_queue}.dead")
     await channel.dead_letter(broker.configured_queue, deliveries[0], "it is garbage")
-    await deliveries[0].ack()
+    await acknowledge(deliveries[:1])
     assert channel.lost.done()
     again = await _consume(await _next(session), broker)
     await eventually(lambda: again)
@@ -394,7 +450,7 @@ async def test_publishes_pending_when_the_broker_closes_the_connection_are_uncer
 async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(
     node: RabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_module, "PUBLISH_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_SECONDS", 0.5)
     settings = _own(node, "blocked")
     async with Session(settings, "test") as session:
         channel = await _next(session)

@@ -131,7 +131,10 @@ def test_many_faults_make_a_short_reason() -> None:
     assert SECRET not in refused.value.reason
 
 
-@given(st.uuids(), st.uuids(), attempts, attempts)
+few = st.sampled_from([UUID(int=1), UUID(int=2)])
+
+
+@given(few, few, st.integers(1, 3), st.integers(1, 3))
 def test_the_message_id_is_unique_per_attempt(one: UUID, other: UUID, first: int, second: int) -> None:
     def message_id(task_id: UUID, attempt: int) -> str:
         return Outcome(task_id=task_id, attempt=attempt, kind=OutcomeKind.SUCCESS).message_id
