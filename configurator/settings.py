@@ -4,7 +4,7 @@ from pydantic import Field, field_validator
 from yarl import URL
 
 from messaging.settings import BrokerSettings
-from telemetry.settings import LogSettings
+from telemetry.settings import LogSettings, OwnHost
 
 
 class Settings(BrokerSettings, LogSettings):
@@ -13,7 +13,7 @@ class Settings(BrokerSettings, LogSettings):
     service_a_url: str = "http://localhost:7777"
     concurrency: int = Field(1000, ge=1, le=65535)
     shutdown_grace_seconds: float = Field(90, ge=0, le=86400, allow_inf_nan=False)
-    health_host: str = "0.0.0.0"
+    health_host: OwnHost = "0.0.0.0"
     health_port: int = Field(7774, ge=1, le=65535)
 
     @field_validator("service_a_url")
@@ -21,8 +21,11 @@ class Settings(BrokerSettings, LogSettings):
     def _check_service_a_url(cls, value: str) -> str:
         try:
             url = URL(value)
+            (url.host or "").encode("idna")
         except ValueError:
             raise ValueError("not a URL") from None
-        if url.scheme not in ("http", "https") or not url.host:
+        if url.scheme not in ("http", "https") or not url.host or " " in url.host:
             raise ValueError("must be http://host:port")
+        if url.query_string or url.fragment:
+            raise ValueError("must be without a query and a fragment")
         return value.rstrip("/")

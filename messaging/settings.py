@@ -1,13 +1,14 @@
 """Where the broker is and what our exchange and queues are called."""
 
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, StringConstraints, field_validator
+from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from yarl import URL
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[a-zA-Z0-9_.:@#,/+ -]+$")]
+"""What aiormq takes as the name of an exchange or a queue; a dead-letter queue's is a little longer."""
 
 HEARTBEAT_SECONDS = 10
 
@@ -33,6 +34,7 @@ class BrokerSettings(BaseSettings):
     def _check_rmq_host(cls, value: str) -> str:
         try:
             URL.build(scheme="amqp", host=value)
+            value.encode("idna")
         except ValueError:
             raise ValueError("not a host") from None
         return value
@@ -44,6 +46,7 @@ class BrokerSettings(BaseSettings):
             try:
                 url = URL(part.strip())
                 heartbeat = int(url.query.get("heartbeat", HEARTBEAT_SECONDS))
+                (url.host or "").encode("idna")
             except ValueError:
                 raise ValueError("not a URL") from None
             if url.scheme not in ("amqp", "amqps") or not url.host:
@@ -51,6 +54,15 @@ class BrokerSettings(BaseSettings):
             if not 1 <= heartbeat <= 600:
                 raise ValueError("heartbeat must be 1 to 600 seconds")
         return value
+
+    @model_validator(mode="after")
+    def _check_distinct(self) -> Self:
+        queues = {self.to_configure_queue, self.configured_queue}
+        if len(queues) < 2 or f"{self.to_configure_queue}.dead" in queues or f"{self.configured_queue}.dead" in queues:
+            raise ValueError("TO_CONFIGURE_QUEUE and CONFIGURED_QUEUE must differ, from each other's .dead too")
+        if self.to_configure_key == self.configured_key:
+            raise ValueError("TO_CONFIGURE_KEY and CONFIGURED_KEY must differ")
+        return self
 
     @cached_property
     def nodes(self) -> tuple[URL, ...]:

@@ -2,17 +2,14 @@
 
 import asyncio
 import logging
-import re
 import zlib
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service_a.settings import Settings
+from service_a.settings import SERIAL, Settings
 
 SETTINGS = web.AppKey("settings", Settings)
-
-SERIAL = re.compile(r"[a-zA-Z0-9]{6,}")
 
 log = logging.getLogger("service_a")
 

@@ -1,10 +1,14 @@
 """What the environment says about this process."""
 
+import re
+import socket
 from functools import cached_property
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SERIAL = re.compile(r"[a-zA-Z0-9]{6,}")
 
 
 class Settings(BaseSettings):
@@ -20,6 +24,22 @@ class Settings(BaseSettings):
     error_rate: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "text"] | None = None
+
+    @field_validator("app_host")
+    @classmethod
+    def _check_app_host(cls, value: str) -> str:
+        try:
+            socket.getaddrinfo(value, None, flags=socket.AI_PASSIVE)
+        except (OSError, ValueError):
+            raise ValueError("no such host") from None
+        return value
+
+    @field_validator("known_equipment")
+    @classmethod
+    def _check_known_equipment(cls, value: str) -> str:
+        if value.strip() != "*" and not all(SERIAL.fullmatch(serial.strip()) for serial in value.split(",")):
+            raise ValueError("must be * or a list of serials, with commas")
+        return value
 
     @cached_property
     def known(self) -> frozenset[str] | None:

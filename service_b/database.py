@@ -1,17 +1,21 @@
 """How both processes of service B reach PostgreSQL."""
 
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from pydantic import Field, SecretStr, field_validator
-from pydantic_core import MultiHostUrl
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from telemetry.settings import HostName
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 COMMAND_TIMEOUT_SECONDS = 10.0
 
 REFUSED_ROW = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """The database does not accept a value, whoever sends it and however often."""
+
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 STORAGE_ERRORS = (
     OSError,
@@ -31,7 +35,7 @@ class DatabaseSettings(BaseSettings):
     database_url: SecretStr | None = None
     postgres_user: str = "admin"
     postgres_password: SecretStr = SecretStr("admin")
-    postgres_host: str = "localhost"
+    postgres_host: HostName = "localhost"
     postgres_port: int = Field(5432, ge=1, le=65535)
     postgres_db: str = "test"
     pool_size: int = Field(10, ge=1, le=1000)
@@ -40,11 +44,25 @@ class DatabaseSettings(BaseSettings):
     @classmethod
     def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
         try:
-            if value and MultiHostUrl(value.get_secret_value()).scheme not in ("postgresql", "postgres"):
-                raise ValueError
+            if value:
+                _check_url(value.get_secret_value())
         except ValueError:
-            raise ValueError("must be postgresql://user:password@host:port/database") from None
+            raise ValueError(
+                "must be postgresql://user:password@host:port,host:port/database, the password percent-encoded"
+            ) from None
         return value
+
+
+def _check_url(text: str) -> None:
+    """Refuse what asyncpg would refuse only when it connects, in an error that quotes the password."""
+    url = urlsplit(text)
+    login, _, hosts = url.netloc.rpartition("@")
+    if url.scheme not in ("postgresql", "postgres") or "@" in login:
+        raise ValueError
+    for host in hosts.split(","):
+        _ = urlsplit(f"//{host}").port
+    if (modes := parse_qs(url.query).get("sslmode")) and modes[-1] not in SSL_MODES:
+        raise ValueError
 
 
 def _arguments(settings: DatabaseSettings) -> dict[str, Any]:

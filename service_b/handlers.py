@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import PayloadEncodingError
 from uuid_utils.compat import uuid7
 
 from messaging.batching import Batcher, BatcherFullError
@@ -17,6 +18,7 @@ from service_b.database import REFUSED_ROW, STORAGE_ERRORS
 from service_b.errors import (
     RETRY_AFTER_SECONDS,
     ApiError,
+    BadRequestError,
     CompressedBodyError,
     EquipmentNotFoundError,
     StorageUnavailableError,
@@ -30,6 +32,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
 
+BODY_TIMEOUT_SECONDS = 10.0
 STORAGE_TIMEOUT_SECONDS = 4.0
 """The contract promises a 503 within 5 s."""
 
@@ -62,7 +65,7 @@ async def create_task(request: web.Request) -> web.Response:
     serial = parse_serial(request.match_info["id"])
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise CompressedBodyError
-    wanted = parse_request(await request.read())
+    wanted = parse_request(await _read(request))
     task_id = uuid7()
     task = NewTask(task_id, serial, wanted.timeout_seconds, wanted.parameters)
     await _stored(request.app[INSERTS].submit(task), task_id)
@@ -91,6 +94,17 @@ async def tell_status(request: web.Request) -> web.Response:
     if status.code != 200:
         return json_error(ApiError.code, ApiError().body())
     return web.Response(body=COMPLETED, content_type="application/json")
+
+
+async def _read(request: web.Request) -> bytes:
+    """Read the body. A client that leaves, breaks its own framing or dawdles is told so, if it can still be told."""
+    try:
+        if request.content.is_eof():
+            return await request.read()
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            return await request.read()
+    except (TimeoutError, ConnectionError, PayloadEncodingError):
+        raise BadRequestError("The body did not arrive") from None
 
 
 async def _stored(operation: Awaitable[T], task_id: UUID) -> T:

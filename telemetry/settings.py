@@ -1,11 +1,34 @@
 """Reading a process's settings from its environment."""
 
-from typing import Literal, TypeVar
+import socket
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 S = TypeVar("S", bound=BaseSettings)
+
+
+def _check_host_name(value: str) -> str:
+    try:
+        value.encode("idna")
+    except ValueError:
+        raise ValueError("not a host") from None
+    return value
+
+
+def _check_own_host(value: str) -> str:
+    try:
+        socket.getaddrinfo(value, None, flags=socket.AI_PASSIVE)
+    except (OSError, ValueError):
+        raise ValueError("no such host") from None
+    return value
+
+
+HostName = Annotated[str, AfterValidator(_check_host_name)]
+"""Another machine: it may not be known yet."""
+OwnHost = Annotated[str, AfterValidator(_check_own_host)]
+"""A host of this machine, to listen on."""
 
 
 class LogSettings(BaseSettings):

@@ -4,13 +4,13 @@ from pydantic import Field
 
 from messaging.settings import BrokerSettings
 from service_b.database import DatabaseSettings
-from telemetry.settings import LogSettings
+from telemetry.settings import LogSettings, OwnHost
 
 
 class Settings(BrokerSettings, DatabaseSettings, LogSettings):
     """How often and how soon attempts are made again."""
 
-    health_host: str = "0.0.0.0"
+    health_host: OwnHost = "0.0.0.0"
     health_port: int = Field(7775, ge=1, le=65535)
     max_attempts: int = Field(3, ge=1, le=1000)
     retry_base_seconds: float = Field(1, gt=0, le=86400, allow_inf_nan=False)

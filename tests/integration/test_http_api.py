@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
 from pydantic import SecretStr
 from pytest_aiohttp.plugin import AiohttpClient
+from structlog.testing import capture_logs
 from yarl import URL
 
 from service_b import handlers
@@ -23,7 +24,7 @@ from service_b.app import create_app
 from service_b.database import DatabaseSettings
 from service_b.settings import Settings
 from service_b.tasks import TaskTable
-from tests.conftest import eventually, new_database
+from tests.conftest import DEADLINE_SECONDS, eventually, new_database
 from tests.system.spawning import free_port
 
 Client = TestClient[Request, Application]
@@ -413,6 +414,34 @@ async def test_malformed_chunks(refusing: Client) -> None:
     assert re.match(rb"HTTP/1\.[01] 400 ", head_told)
     assert b"application/json" in head_told
     assert b"SECRET" not in body
+
+
+async def test_malformed_chunks_after_a_good_head(refusing: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiohttp tells nobody of a chunk that it cannot read: without a limit its client would wait for ever."""
+    monkeypatch.setattr(handlers, "BODY_TIMEOUT_SECONDS", 0.2)
+    reader, writer = await asyncio.open_connection(refusing.host, refusing.port)
+    writer.write(f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n".encode())
+    await eventually(lambda: requests_at_work(refusing))
+    writer.write(b"SECRET\r\n")
+    told = await asyncio.wait_for(reader.readuntil(b"}"), DEADLINE_SECONDS)
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert b"SECRET" not in told
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug_of_ours(refusing: Client) -> None:
+    with capture_logs() as logs:
+        _, writer = await asyncio.open_connection(refusing.host, refusing.port)
+        writer.write(f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{{".encode())
+        await eventually(lambda: requests_at_work(refusing))
+        writer.transport.abort()
+        await eventually(lambda: not requests_at_work(refusing))
+    assert [entry for entry in logs if entry["event"].startswith("http.")] == []
+
+
+def requests_at_work(client: Client) -> bool:
+    return any(connection._current_request is not None for connection in client.server.handler.connections)
 
 
 async def test_a_body_that_ends_too_early(refusing: Client) -> None:

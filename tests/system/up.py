@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from tests.system.spawning import LOCAL, ROOT, last_lines
 from tests.system.system import Plan, System, running, taken_ports
@@ -27,7 +27,7 @@ AMQP_PORT, MANAGEMENT_PORT, DATABASE_PORT = 5672, 15672, 5432
 
 def up() -> int:
     """Start the supervisor in the background, tell what it tells, and return once all is ready or nothing is left."""
-    if supervisor_pid():
+    if supervisor_pid() is not None:
         print("already up (make logs follows it, make down stops it)")
         return 0
     plan = plan_from_environment()
@@ -62,7 +62,7 @@ def up() -> int:
 
 def supervise() -> int:
     """Run the system until SIGTERM, and start again what ends by itself; standard output says when all is ready."""
-    with PID_FILE.open("a+") as pid_file:
+    with PID_FILE.open("a+") as pid_file, ExitStack() as stack:
         try:
             fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -70,6 +70,7 @@ def supervise() -> int:
         pid_file.truncate(0)
         pid_file.write(str(os.getpid()))
         pid_file.flush()
+        stack.callback(pid_file.truncate, 0)
         with running(FOLDER, plan_from_environment(), log) as system:
             print(urls(system), flush=True)
             # Whoever started us reads to the end of our output.
@@ -84,13 +85,14 @@ def supervise() -> int:
 
 def down() -> int:
     """Stop all that `up` started; what was accepted stays in `.local/up`."""
-    pid = supervisor_pid()
-    if not pid:
+    while (pid := supervisor_pid()) == 0:
+        time.sleep(0.1)
+    if pid is None:
         print("not up")
         return 0
     print("stopping (calls that are under way are finished first)")
     os.kill(pid, signal.SIGTERM)
-    while supervisor_pid() == pid:
+    while supervisor_pid() in (pid, 0):
         time.sleep(0.1)
     return 0
 
@@ -139,14 +141,14 @@ def urls(system: System) -> str:
 
 
 def supervisor_pid() -> int | None:
-    """The supervisor's process id while it lives: it holds a lock on its file, which no dead process can."""
+    """The supervisor's process id while it lives, 0 while it comes or goes: it locks its file, as no dead one can."""
     if not PID_FILE.exists():
         return None
     with PID_FILE.open("r+") as pid_file:
         try:
             fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return int(pid_file.read())
+            return int(pid_file.read() or 0)
         return None
 
 

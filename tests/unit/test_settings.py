@@ -164,8 +164,14 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch) ->
         name: "1" if default.isdigit() else f"https://{name.lower()}" if default.startswith("http") else name.lower()
         for name, default in contract.items()
     } | {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": "json"}
-    urls = {"AMQP_URL": "amqp://broker/", "DATABASE_URL": "postgresql://database/"}
-    given |= {name: url for name, url in urls.items() if name in contract}
+    special = {
+        "AMQP_URL": "amqp://broker/",
+        "DATABASE_URL": "postgresql://database/",
+        "APP_HOST": "127.0.0.1",
+        "HEALTH_HOST": "::1",
+        "KNOWN_EQUIPMENT": "ABC1234,DEF5678",
+    }
+    given |= {name: value for name, value in special.items() if name in contract}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert values(settings()) == given
@@ -222,7 +228,15 @@ def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str
             for url in (SECRET, "localhost:7777", "ftp://a", "http://", "http://a:b", "http://a:99999", f"//{SECRET}@a")
         ),
         *(("configurator", "RMQ_HOST", host) for host in (f"{SECRET} x", "a/b", "user@host", "host:5672")),
-        *(("service_b", name, "x" * 201) for name in ("EXCHANGE", "TO_CONFIGURE_KEY")),
+        *((module, "APP_HOST", host) for module in ("service_a", "service_b") for host in ("999.1.1.1", "no such")),
+        *((module, "HEALTH_HOST", "a..b") for module in ("service_b.results", "configurator")),
+        *(("service_a", "KNOWN_EQUIPMENT", known) for known in (",", "ABC1234,*", "ABC1234,", "short")),
+        *(("configurator", "SERVICE_A_URL", f"http://{rest}") for rest in ("a/?x=1", "a/#f", "a..b", "a b")),
+        *(("configurator", "RMQ_HOST", host) for host in ("a..b", "x" * 64)),
+        *(("service_b", name, "x" * 121) for name in ("EXCHANGE", "TO_CONFIGURE_KEY")),
+        *(("service_b", name, value) for name in ("EXCHANGE", "CONFIGURED_QUEUE") for value in ("käse", "a%b")),
+        ("service_b", "AMQP_URL", "amqp://a..b/"),
+        ("service_b", "POSTGRES_HOST", "a..b"),
         *(
             ("service_b", "AMQP_URL", url)
             for url in (
@@ -245,6 +259,11 @@ def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str
                 f"postgresql://admin:{SECRET}@a:port/test",
                 f"postgresql://admin:x/{SECRET}@a/test",
                 f"postgresql://admin:{SECRET}@a:99999/test",
+                f"postgresql://admin:{SECRET}@a,admin:{SECRET}@b/test",
+                f"postgresql://admin:{SECRET}[@a/test",
+                f"postgresql://admin:{SECRET}@{SECRET}@a/test",
+                f"postgresql://admin:{SECRET}@a:1,b:{SECRET}/test",
+                f"postgresql://admin:{SECRET}@a/test?sslmode={SECRET}",
             )
         ),
     ],
@@ -260,6 +279,23 @@ def test_every_wrong_value_is_named_and_not_echoed(
     assert line.startswith(f"wrong settings: {variable}: ")
     assert "\n" not in line
     assert SECRET not in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CONFIGURED_QUEUE", "to_configure"),
+        ("CONFIGURED_QUEUE", "to_configure.dead"),
+        ("TO_CONFIGURE_QUEUE", "configured.dead"),
+        ("CONFIGURED_KEY", "to_configure_key"),
+    ],
+)
+def test_queues_that_would_share_messages_are_refused(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match=rf"^wrong settings: [^\n]*{variable}[^\n]* must differ[^\n]*$"):
+        read_settings(BrokerSettings)
 
 
 def nodes(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
