@@ -11,6 +11,7 @@ from configurator.service_a import ServiceA
 from configurator.settings import Settings
 from messaging.session import Session
 from telemetry.health import add_health_routes
+from telemetry.process import start_vital
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -42,7 +43,7 @@ async def _consumers(app: web.Application) -> AsyncIterator[None]:
         app[SESSION] = session
         app[SERVICE_A] = service_a
         consumers = Consumers(session, service_a, settings)
-        consuming = asyncio.create_task(consumers.run())
+        consuming = start_vital(consumers.run(), "consumers")
         yield
         try:
             async with asyncio.timeout(settings.shutdown_grace_seconds):

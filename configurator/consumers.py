@@ -2,8 +2,9 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -34,11 +35,12 @@ class Call:
     """A task taken, until its outcome is with the broker.
 
     `deliveries` are all that brought it: after a lost connection the broker brings a running call's task once more,
-    and only that delivery can still be acknowledged.
+    and only that delivery can still be acknowledged. `taken_at`: in seconds of the monotonic clock.
     """
 
     task: ConfigureTask
     deliveries: list[Delivery]
+    taken_at: float = field(default_factory=time.monotonic)
 
 
 class Consumers:
@@ -143,6 +145,10 @@ class Consumers:
         while True:
             call = await self._waiting.get()
             task = call.task
+            if time.monotonic() > call.taken_at + self._settings.lateness_seconds:
+                # Calls of before a reconnection hold the consumers. The reconciler counts from when a task is taken.
+                await self._report(call, _unmade(task, OutcomeKind.NOT_STARTED))
+                continue
             try:
                 outcome = await self._service_a.configure(task)
             except Exception:

@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import aiormq
@@ -21,6 +21,8 @@ from messaging.publishing import Publication, publish
 from messaging.settings import BrokerSettings
 
 log = structlog.stdlib.get_logger(__name__)
+
+T = TypeVar("T")
 
 RPC_TIMEOUT_SECONDS = 10.0
 CLOSE_TIMEOUT_SECONDS = 5.0
@@ -41,6 +43,13 @@ async def acknowledge(deliveries: Iterable[Delivery]) -> None:
     current = (delivery for delivery in deliveries if not delivery.channel.lost.done())
     for channel, group in groupby(current, lambda delivery: delivery.channel):
         await channel.acknowledge([delivery.tag for delivery in group])
+
+
+def raise_if_cancelled() -> None:
+    """Tell our own cancellation from aiormq's: it swallows ours where it closes, and raises one where it loses."""
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class Channel:
@@ -104,7 +113,7 @@ class Channel:
 
         `exchange` is ours unless named (`""` is the broker's default one); `reason` goes along as a header.
         """
-        if self.lost.done():
+        if self.lost.done() or not letters:
             return [Publication.REFUSED] * len(letters)
         publications = await publish(
             self._amqp,
@@ -154,20 +163,18 @@ class Channel:
                 self.lose("a delivery was not taken")
 
         consumer_tag = str(uuid4())
-        try:
+
+        async def subscribe() -> None:
             await self._amqp.basic_qos(prefetch_count=prefetch, timeout=RPC_TIMEOUT_SECONDS)
             await self._amqp.basic_consume(queue, deliver, consumer_tag=consumer_tag, timeout=RPC_TIMEOUT_SECONDS)
-        except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
-            self.lose(f"consume failed: {error!r}")
+
+        await self._ask("consume", subscribe())
         return consumer_tag
 
     async def cancel(self, consumer_tag: str) -> None:
         """End a subscription: when this returns, no further delivery comes."""
-        try:
-            await self._amqp.basic_cancel(consumer_tag, timeout=RPC_TIMEOUT_SECONDS)
-            await asyncio.sleep(0)  # Deliveries that came before the broker's answer are tasks already; let them run.
-        except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
-            self.lose(f"cancel failed: {error!r}")
+        await self._ask("cancel", self._amqp.basic_cancel(consumer_tag, timeout=RPC_TIMEOUT_SECONDS))
+        await asyncio.sleep(0)  # Deliveries that came before the broker's answer are tasks already; let them run.
 
     async def acknowledge(self, tags: Sequence[int]) -> None:
         """Acknowledge deliveries of this channel; nothing once it is lost.
@@ -190,32 +197,38 @@ class Channel:
         except TimeoutError as error:
             self.lose(f"acknowledge failed: {error!r}")
 
+    async def accepts_publishes(self) -> bool:
+        """Tell whether the broker takes messages now; one short of memory or disk does not. Reaches no queue."""
+        probe = Letter(f"probe-{uuid4()}", b"")
+        return await self.publish("probe", [probe], mandatory=False) == [Publication.CONFIRMED]
+
     async def ready_messages(self, queue: str) -> int | None:
         """Count the messages of a queue that no reader has taken yet; None when the broker cannot tell just now.
 
-        The confirm of an unroutable publish shows that the broker accepts publishes; a passive declare counts.
+        A quorum queue that does not answer within 250 ms is said to have no messages, and no consumers either
+        (`rabbit_quorum_queue:stat`): a queue without consumers is taken for one that did not answer.
         """
-        probe = Letter(f"probe-{uuid4()}", b"")
-        if await self.publish(f"{queue}.probe", [probe], mandatory=False) != [Publication.CONFIRMED]:
-            return None
-        try:
-            answer = await self._amqp.queue_declare(queue, passive=True, timeout=RPC_TIMEOUT_SECONDS)
-        except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
-            self.lose(f"passive declare failed: {error!r}")
-            return None
-        return answer.message_count
+        declaring = self._amqp.queue_declare(queue, passive=True, timeout=RPC_TIMEOUT_SECONDS)
+        answer = await self._ask("passive declare", declaring)
+        return answer.message_count if answer and answer.consumer_count else None
 
     async def _declare_again(self) -> None:
         """After a returned message: its queue or binding is gone. One declaration serves a whole batch of returns."""
         if self._declaring is None or self._declaring.done():
-            self._declaring = asyncio.create_task(self._declare())
+            self._declaring = asyncio.create_task(self._ask("declare", topology.declare(self._amqp, self._settings)))
         await asyncio.wait({self._declaring})
 
-    async def _declare(self) -> None:
+    async def _ask(self, what: str, question: Coroutine[Any, Any, T]) -> T | None:
+        """Ask the broker. Without an answer the channel is lost.
+
+        aiormq ends what waits on a connection that breaks with many an exception: a bare one, and CancelledError.
+        """
         try:
-            await topology.declare(self._amqp, self._settings)
-        except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
-            self.lose(f"declare failed: {error!r}")
+            return await question
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - `lost` tells it, and the session logs it.
+            raise_if_cancelled()
+            self.lose(f"{what} failed: {error!r}")
+            return None
 
     async def _watch(self) -> None:
         """Notice that this process stood still (SIGSTOP, a suspended machine)."""

@@ -8,11 +8,10 @@ from typing import Self
 
 import aiormq
 import structlog
-from aiormq.exceptions import AMQPError
 from yarl import URL
 
 from messaging import metrics, topology
-from messaging.channel import Channel
+from messaging.channel import Channel, raise_if_cancelled
 from messaging.settings import BrokerSettings
 
 log = structlog.stdlib.get_logger(__name__)
@@ -53,13 +52,13 @@ class Session:
         await self._give_up()
         attempt = 0
         while True:
-            _raise_if_cancelled()
+            raise_if_cancelled()
             attempt += 1
             node = next(self._nodes)
             try:
                 channel = await self._open(node)
-            except (AMQPError, OSError, TimeoutError, RuntimeError, asyncio.CancelledError) as error:
-                _raise_if_cancelled()
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - aiormq raises bare ones, too.
+                raise_if_cancelled()
                 delay = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** min(attempt, 10)) * random.uniform(0.5, 1)
                 self._missing = f"broker: {type(error).__name__}"
                 log.warning(
@@ -115,13 +114,6 @@ class Session:
         channel, self._channel = self._channel, None
         if channel:
             await channel.close()
-
-
-def _raise_if_cancelled() -> None:
-    """Tell our own cancellation from aiormq's: it swallows ours where it closes, and raises one where it loses."""
-    task = asyncio.current_task()
-    if task and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _address(node: URL) -> str:

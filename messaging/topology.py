@@ -4,8 +4,10 @@ from aiormq.abc import AbstractChannel
 
 from messaging.settings import BrokerSettings
 
-DELIVERY_LIMIT = 10
-"""How often a message may kill its reader before the broker dead-letters it."""
+TO_CONFIGURE_LIMIT = 10
+"""How often a task may kill its reader before the broker dead-letters it."""
+CONFIGURED_LIMIT = 100
+"""The same for an outcome; more, since each loss of a channel counts for all that wait for the database on it."""
 
 
 def dead_letter_queue(queue: str) -> str:
@@ -16,9 +18,9 @@ def dead_letter_queue(queue: str) -> str:
 async def declare(channel: AbstractChannel, settings: BrokerSettings) -> None:
     """Declare everything; declaring again what is there already changes nothing."""
     await channel.exchange_declare(settings.exchange, exchange_type="direct", durable=True)
-    for queue, key in (
-        (settings.to_configure_queue, settings.to_configure_key),
-        (settings.configured_queue, settings.configured_key),
+    for queue, key, limit in (
+        (settings.to_configure_queue, settings.to_configure_key, TO_CONFIGURE_LIMIT),
+        (settings.configured_queue, settings.configured_key, CONFIGURED_LIMIT),
     ):
         dead = dead_letter_queue(queue)
         await channel.queue_declare(dead, durable=True, arguments={"x-queue-type": "quorum"})
@@ -27,7 +29,7 @@ async def declare(channel: AbstractChannel, settings: BrokerSettings) -> None:
             durable=True,
             arguments={
                 "x-queue-type": "quorum",
-                "x-delivery-limit": DELIVERY_LIMIT,
+                "x-delivery-limit": limit,
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": dead,
             },

@@ -20,6 +20,7 @@ from service_b.tasks import NewTask, TaskTable
 from service_b.wakeup import listen
 from telemetry.health import add_health_routes
 from telemetry.http import observe_requests
+from telemetry.process import start_vital
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -92,11 +93,11 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
     async with Session(settings, settings.app_name) as session:
         relay = Relay(session, app[TASKS], settings, app[handlers.WAKE])
         reconciler = Reconciler(session, app[TASKS], settings, settings)
-        relaying = asyncio.create_task(relay.run())
+        relaying = start_vital(relay.run(), "relay")
         others = [
-            asyncio.create_task(listen(settings, app[handlers.WAKE])),
-            asyncio.create_task(reconciler.run()),
-            asyncio.create_task(_measure(app[TASKS])),
+            start_vital(listen(settings, app[handlers.WAKE]), "wakeup"),
+            start_vital(reconciler.run(), "reconciler"),
+            start_vital(_measure(app[TASKS]), "backlog"),
         ]
         yield
         relay.stop()

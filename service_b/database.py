@@ -81,7 +81,15 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
         "command_timeout": COMMAND_TIMEOUT_SECONDS,
         # Of several hosts, the one that can be written to; after a failover that is another one.
         "target_session_attrs": "read-write",
-        "server_settings": {"application_name": "service_b", "jit": "off"},
+        "server_settings": {
+            "application_name": "service_b",
+            "jit": "off",
+            # A process that stands still, or a host that is gone, must not keep its locks from the others.
+            "idle_in_transaction_session_timeout": "10s",
+            "tcp_keepalives_idle": "10",
+            "tcp_keepalives_interval": "5",
+            "tcp_keepalives_count": "3",
+        },
     }
 
 

@@ -29,6 +29,8 @@ BATCH = 1000
 OBSERVATIONS = 100_000
 """One a tick: longer than the longest time limit."""
 LOCK_KEY = 7776
+LOCK_LOST_SECONDS = 60
+"""After so long without a word from its holder the database gives the lock to another process."""
 
 
 @dataclass(slots=True)
@@ -86,7 +88,9 @@ class Reconciler:
                 await asyncio.sleep(LOCK_TICK_SECONDS)
             log.info("reconciler.leading")
             channel, watermark = None, Watermark()
-            while not connection.is_closed():
+            await connection.execute(f"SET idle_session_timeout = '{LOCK_LOST_SECONDS}s'")
+            while True:
+                await connection.execute("SELECT 1")  # Still connected, and so still the one.
                 await self._expire()
                 await self._promote_stranded()
                 current = self._session.current
@@ -155,6 +159,10 @@ class Reconciler:
             while watermark.canaries and watermark.canaries[0].dispatched_at <= answered:
                 watermark.canaries.popleft()
             watermark.observe(answered - lateness)
+        if not await channel.accepts_publishes():
+            # Outcomes of calls that have ended wait for the broker, too: they must get time to arrive.
+            watermark.observed.clear()
+            return
         before = await self._tasks.now()
         if await channel.ready_messages(self._broker.to_configure_queue) == 0:
             watermark.observe(before - lateness)

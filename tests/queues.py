@@ -1,6 +1,8 @@
 """Looking into the broker's queues, and filling them."""
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 import aiormq
 from aiormq.abc import AbstractChannel, DeliveredMessage
@@ -16,6 +18,23 @@ async def take(channel: AbstractChannel, queue: str) -> list[DeliveredMessage]:
     while not isinstance((message := await channel.basic_get(queue, no_ack=True)).delivery, Basic.GetEmpty):
         taken.append(message)
     return taken
+
+
+@asynccontextmanager
+async def busy_reader(settings: BrokerSettings, queue: str) -> AsyncIterator[None]:
+    """A consumer of a queue that has all that it may have, and takes nothing more."""
+    connection = await aiormq.connect(settings.nodes[0])
+    channel, taken = await connection.channel(), asyncio.Event()
+
+    async def take_one(_: DeliveredMessage) -> None:
+        taken.set()
+
+    await channel.basic_publish(b"{}", routing_key=queue)
+    await channel.basic_qos(prefetch_count=1)
+    await channel.basic_consume(queue, take_one)
+    await taken.wait()
+    yield
+    await connection.close()
 
 
 async def count_ready(channel: AbstractChannel, queue: str) -> int:

@@ -11,6 +11,7 @@ from service_b.results.recorder import Recorder
 from service_b.results.settings import Settings
 from service_b.tasks import TaskTable
 from telemetry.health import add_health_routes
+from telemetry.process import start_vital
 
 STOP_SECONDS = 30.0
 
@@ -42,7 +43,7 @@ async def _recorder(app: web.Application) -> AsyncIterator[None]:
         app[SESSION] = session
         app[TASKS] = TaskTable(pool)
         recorder = Recorder(session, app[TASKS], settings)
-        recording = asyncio.create_task(recorder.run())
+        recording = start_vital(recorder.run(), "recorder")
         yield
         recorder.stop()
         if session.current:  # Without a channel nothing can be acknowledged.

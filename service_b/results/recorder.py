@@ -82,11 +82,12 @@ class Recorder:
         """Record a batch, however often the storage has to be asked; dead-letter what cannot be read or stored."""
         BATCH_SIZE.labels("outcome").observe(len(batch))
         changes: dict[tuple[UUID, int], tuple[Change, str, Delivery]] = {}
+        unreadable: dict[int, tuple[Delivery, str]] = {}
         for delivery in batch:
             try:
                 outcome = Outcome.decode(delivery.body)
             except DecodeError as error:
-                await channel.dead_letter(self._settings.configured_queue, delivery, error.reason)
+                unreadable[delivery.tag] = (delivery, error.reason)
                 continue
             change = decide(outcome, self._settings)
             key = (outcome.task_id, outcome.attempt)
@@ -103,7 +104,10 @@ class Recorder:
             except Exception:
                 log.exception("recorder.bug", outcomes=len(changes), retry_in=PAUSE_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
-        await acknowledge(batch)
+        await acknowledge(delivery for delivery in batch if delivery.tag not in unreadable)
+        for delivery, reason in unreadable.values():
+            await channel.dead_letter(self._settings.configured_queue, delivery, reason)
+            await acknowledge([delivery])
 
     async def _apply(self, channel: Channel, changes: Sequence[tuple[Change, str, Delivery]]) -> None:
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -580,6 +581,34 @@ async def test_a_stop_without_a_broker_gives_up_after_the_grace_period(
     await proxy.stop()
     await asyncio.wait_for(app.close(), 30)
     await eventually(lambda: wire.waiting_is(1))
+
+
+async def test_a_task_that_waited_too_long_for_a_consumer_is_handed_back(
+    start: Start, wire: Wire, fake_a: FakeA, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reconnection new tasks come while calls of before, given to somebody else, hold the consumers.
+
+    The reconciler counts from when a task is taken: begun much later, its call could meet the next attempt's.
+    """
+    monkeypatch.setattr(BrokerSettings, "lateness_seconds", 0.2)
+    gate = asyncio.Event()
+    fake_a.default = _held(gate)
+    await start(concurrency=1, amqp_url=_behind(proxy, wire.broker))
+    running, waiting = _task("ROUTER1"), _task("ROUTER2")
+    await wire.put(running)
+    await eventually(lambda: len(fake_a.ledger) == 1)
+    proxy.blackhole(True)
+    proxy.cut()
+    await eventually(lambda: wire.waiting_is(1))
+    await wire.amqp.basic_get(wire.broker.to_configure_queue, no_ack=True)
+    await wire.put(waiting)
+    proxy.blackhole(False)
+    await eventually(lambda: wire.waiting_is(0))
+    taken = time.monotonic()
+    await eventually(lambda: time.monotonic() > taken + 0.2)
+    gate.set()
+    assert await wire.kinds(running, waiting) == [OutcomeKind.SUCCESS, OutcomeKind.NOT_STARTED]
+    assert [work.equipment_id for work in fake_a.ledger] == ["ROUTER1"]
 
 
 UNREADABLE: dict[str, tuple[bytes, str]] = {

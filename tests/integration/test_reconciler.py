@@ -6,7 +6,7 @@ Where time has to pass, the tests move what the table and the watermark remember
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from uuid import UUID
@@ -20,9 +20,7 @@ from typing_extensions import override
 
 from messaging import publishing
 from messaging.channel import Channel
-from messaging.frames import Letter
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
-from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import reconciler as reconciler_module
@@ -37,7 +35,7 @@ from service_b.results.settings import Settings as ResultsSettings
 from service_b.settings import Settings as WebSettings
 from service_b.tasks import Dispatch, TaskTable
 from tests.conftest import eventually
-from tests.queues import count_ready, metric, take
+from tests.queues import busy_reader, count_ready, metric, queue_exists, take
 from tests.system.rabbitmq import RabbitMQ
 from tests.tasks import accept, finish, let_time_pass, opened_table, row, states
 
@@ -125,7 +123,8 @@ async def rig(
     assert broker.lateness_seconds == LATENESS
     async with Session(broker, "reconciler") as session:
         channel = await anext(session)
-        yield Rig(channel, amqp, tasks, sql, broker, Reconciler(session, tasks, broker, database))
+        async with busy_reader(broker, broker.to_configure_queue):
+            yield Rig(channel, amqp, tasks, sql, broker, Reconciler(session, tasks, broker, database))
 
 
 async def test_a_message_that_was_taken_is_overdue_when_its_call_may_not_last_any_longer(rig: Rig) -> None:
@@ -218,34 +217,35 @@ async def test_an_answer_says_nothing_of_what_was_dispatched_about_the_same_time
     assert first.id not in await rig.look_long()
 
 
-async def test_while_the_broker_accepts_no_publishes_nothing_is_observed(
+async def test_while_the_broker_accepts_no_publishes_nothing_is_observed_and_the_past_is_void(
     own_rabbitmq: RabbitMQ, tasks: TaskTable, database: DatabaseSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An empty queue proves nothing then: publishes of before may wait in front of the broker."""
+    """An empty queue proves nothing then: publishes of before, and outcomes, may wait in front of the broker."""
     monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_SECONDS", 0.5)
     settings = BrokerSettings(amqp_url=SecretStr(own_rabbitmq.url))
     await accept(tasks, A)
     await tasks.claim(1)
-    async with Session(settings, "reconciler") as session:
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(Session(settings, "reconciler"))
         channel = await anext(session)
+        await stack.enter_async_context(busy_reader(settings, settings.to_configure_queue))
         reconciler = Reconciler(session, tasks, settings, database)
         watermark = Watermark()
-        await asyncio.to_thread(own_rabbitmq.ctl, "set_vm_memory_high_watermark", "0")
 
-        async def is_blocked() -> bool:
-            publications = await channel.publish("nowhere", [Letter("probe", b"")], mandatory=False)
-            return publications == [Publication.UNCERTAIN]
-
-        await eventually(is_blocked)
-        await reconciler._look_at_queue(channel, watermark)
-        assert not watermark.observed
-        await asyncio.to_thread(own_rabbitmq.ctl, "set_vm_memory_high_watermark", "0.4")
-
-        async def is_observed() -> bool:
+        async def observes() -> bool:
             await reconciler._look_at_queue(channel, watermark)
             return bool(watermark.observed)
 
-        await eventually(is_observed)
+        assert await observes()
+        await asyncio.to_thread(own_rabbitmq.ctl, "set_vm_memory_high_watermark", "0")
+
+        async def is_blocked() -> bool:
+            return not await channel.accepts_publishes()
+
+        await eventually(is_blocked)
+        assert not await observes()
+        await asyncio.to_thread(own_rabbitmq.ctl, "set_vm_memory_high_watermark", "0.4")
+        await eventually(observes)
 
 
 # --- at work
@@ -280,10 +280,13 @@ async def test_a_purged_queue_heals(
     """All that waited in it is reported, decided and dispatched once more, by the real processes."""
     settings = broker.model_dump() | database.model_dump()
     web_app = create_web_app(WebSettings(**settings))
-    async with at_work(web_app, create_results_app(ResultsSettings(**settings))):
+    queue = broker.to_configure_queue
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(at_work(web_app, create_results_app(ResultsSettings(**settings))))
+        await eventually(lambda: queue_exists(broker, queue))
+        await stack.enter_async_context(busy_reader(broker, queue))
         devices = [f"DEVICE{number}" for number in range(30)]
         ids = await accept(web_app[TASKS], *devices, A, A)
-        queue = broker.to_configure_queue
         await eventually(lambda: _holds(amqp, queue, 31))
         await amqp.queue_purge(queue)
         await eventually(lambda: _holds(amqp, queue, 31))

@@ -323,13 +323,66 @@ async def test_ready_messages_counts_what_no_reader_has_taken(
     channel = await _next(session)
     for number in range(3):
         await _publish(channel, broker, str(number).encode())
-    await amqp.basic_get(broker.configured_queue)
+    assert await channel.ready_messages(broker.configured_queue) is None, "without readers nothing is certain"
+    await channel.consume(broker.configured_queue, 1, lambda _: None)
     await eventually(lambda: _ready_is(amqp, broker.configured_queue, 2))
     assert await channel.ready_messages(broker.configured_queue) == 2
     await amqp.queue_delete(broker.configured_queue)
     assert await channel.ready_messages(broker.configured_queue) is None
     await _lost(channel)
-    assert await (await _next(session)).ready_messages(broker.configured_queue) == 0
+    channel = await _next(session)
+    await _consume(channel, broker)
+    assert await channel.ready_messages(broker.configured_queue) == 0
+
+
+class BrokenAnswer(Exception):  # noqa: N818 - as bare as what aiormq raises
+    """Stands for whatever aiormq raises when a connection breaks at a bad moment."""
+
+
+@pytest.mark.parametrize("error", [Exception(), asyncio.CancelledError(), BrokenAnswer(), TimeoutError()])
+@pytest.mark.parametrize("what", ["consume", "cancel", "ready"])
+async def test_whatever_aiormq_raises_costs_the_channel_and_nothing_else(
+    session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch, what: str, error: BaseException
+) -> None:
+    channel = await _next(session)
+    consumer = await channel.consume(broker.configured_queue, PREFETCH, lambda _: None)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    for rpc in ("basic_consume", "basic_cancel", "queue_declare"):
+        monkeypatch.setattr(channel._amqp, rpc, fail)
+    match what:
+        case "consume":
+            await channel.consume(broker.configured_queue, PREFETCH, lambda _: None)
+        case "cancel":
+            await channel.cancel(consumer)
+        case _:
+            assert await channel.ready_messages(broker.configured_queue) is None
+    assert "failed" in await _lost(channel)
+    assert await _publish(await _next(session), broker) is Publication.CONFIRMED
+
+
+@pytest.mark.parametrize("error", [Exception(), asyncio.CancelledError()])
+async def test_whatever_aiormq_raises_while_it_connects_is_tried_again(
+    session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    declare = topology.declare
+    failed: list[BaseException] = []
+
+    async def fail_once(there: aiormq.abc.AbstractChannel, settings: BrokerSettings) -> None:
+        if not failed:
+            failed.append(error)
+            raise error
+        await declare(there, settings)
+
+    monkeypatch.setattr(topology, "declare", fail_once)
+    assert await _publish(await _next(session), broker) is Publication.CONFIRMED
+    assert failed
+
+
+async def test_an_empty_batch_is_no_work(session: Session, broker: BrokerSettings) -> None:
+    assert await (await _next(session)).publish(broker.configured_key, []) == []
 
 
 async def test_a_dead_letter_keeps_its_bytes_and_says_why(
@@ -457,7 +510,7 @@ async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(
         async with _memory_alarm(node):
             await _publish(channel, settings, b"makes the broker say so")
             await eventually(lambda: _is_blocked(channel))
-            assert await channel.ready_messages(settings.configured_queue) is None
+            assert not await channel.accepts_publishes()
             waiting = asyncio.create_task(channel.unblocked())
             ended, _ = await asyncio.wait({waiting}, timeout=0.2)
             assert not ended
@@ -465,7 +518,7 @@ async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(
         monkeypatch.undo()
         assert not channel.lost.done(), "a blocked connection is not a lost one"
         assert await _publish(channel, settings) is Publication.CONFIRMED
-        assert await channel.ready_messages(settings.configured_queue) is not None
+        assert await channel.accepts_publishes()
 
 
 async def test_waiting_for_a_blocked_broker_ends_with_the_channel(node: RabbitMQ) -> None:
