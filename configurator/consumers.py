@@ -56,7 +56,7 @@ class Consumers:
         self._settings = settings
         self._calls: dict[Key, Call] = {}
         self._waiting: asyncio.Queue[Call] = asyncio.Queue()
-        self._reports = Batcher("report", self._publish, max_batch=REPORT_BATCH, max_waiting=math.inf)
+        self._reports = Batcher("report", self._publish, max_batch=REPORT_BATCH, max_waiting=math.inf, timeout=math.inf)
         self._background: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._unsubscribed = asyncio.Event()

@@ -27,6 +27,8 @@ log = structlog.stdlib.get_logger(__name__)
 MAX_BODY_BYTES = 64 * 1024
 MAX_BATCH = 1000
 MAX_WAITING = 20_000
+STORAGE_TIMEOUT_SECONDS = 4.0
+"""The contract promises a 503 within 5 s."""
 STOP_SECONDS = 10.0
 MEASURE_SECONDS = 15.0
 
@@ -67,10 +69,19 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
             return [None] * len(batch)
 
         inserts = app[handlers.INSERTS] = Batcher(
-            "insert", insert, max_batch=MAX_BATCH, max_waiting=MAX_WAITING, poison=REFUSED_ROW
+            "insert",
+            insert,
+            max_batch=MAX_BATCH,
+            max_waiting=MAX_WAITING,
+            timeout=STORAGE_TIMEOUT_SECONDS,
+            poison=REFUSED_ROW,
         )
         lookups = app[handlers.LOOKUPS] = Batcher(
-            "status", tasks.statuses, max_batch=MAX_BATCH, max_waiting=MAX_WAITING
+            "status",
+            tasks.statuses,
+            max_batch=MAX_BATCH,
+            max_waiting=MAX_WAITING,
+            timeout=STORAGE_TIMEOUT_SECONDS,
         )
         yield
         await inserts.close()

@@ -1,12 +1,14 @@
 """The batcher: natural group commit that keeps every caller's item and answers each one for itself."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from messaging import batching
 from messaging.batching import Batcher, BatcherFullError
 from tests.conftest import DEADLINE_SECONDS, eventually
 
@@ -43,9 +45,13 @@ class Store:
 
 
 def make(
-    flush: Callable[[Sequence[int]], Awaitable[Sequence[int]]], *, max_batch: int = 100, max_waiting: int = 100
+    flush: Callable[[Sequence[int]], Awaitable[Sequence[int]]],
+    *,
+    max_batch: int = 100,
+    max_waiting: int = 100,
+    timeout: float = math.inf,
 ) -> Batcher[int, int]:
-    return Batcher("test", flush, max_batch=max_batch, max_waiting=max_waiting, poison=(PoisonError,))
+    return Batcher("test", flush, max_batch=max_batch, max_waiting=max_waiting, timeout=timeout, poison=(PoisonError,))
 
 
 async def submit_all(batcher: Batcher[int, int], items: Sequence[int]) -> list[int | BaseException]:
@@ -191,3 +197,29 @@ async def test_closing_waits_for_the_last_flush() -> None:
 
 async def test_closing_an_idle_batcher_returns() -> None:
     await make(Store().flush).close()
+
+
+async def test_callers_that_have_waited_too_long_are_told_and_their_items_are_flushed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batching, "CHECK_SECONDS", 0.01)
+    store = Store()
+    store.open.clear()
+    batcher = make(store.flush, max_batch=2, timeout=0.05)
+    callers = [asyncio.create_task(batcher.submit(item)) for item in range(5)]
+    told = await asyncio.gather(*callers, return_exceptions=True)
+    assert [type(error) for error in told] == [TimeoutError] * 5
+    store.open.set()
+    assert await batcher.submit(5) == 10, "one that has not waited that long gets its result"
+    await batcher.close()
+    assert [item for batch in store.batches for item in batch] == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_busy_batcher_tells_nobody_who_is_served_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "CHECK_SECONDS", 0.001)
+    store = Store()
+    batcher = make(store.flush, timeout=60)
+    for item in range(200):
+        assert await batcher.submit(item) == 2 * item
+        await asyncio.sleep(0.0002)
+    await batcher.close()

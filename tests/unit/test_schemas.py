@@ -4,6 +4,7 @@ import json
 from typing import Any
 from uuid import uuid4
 
+import pydantic_core
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -115,6 +116,58 @@ def test_a_good_request_goes_through_untouched_but_for_a_null_vlan(
     assert json.loads(request.parameters) == parameters
     assert list(json.loads(request.parameters)) == list(parameters)
     assert_goes_through(request)
+
+
+ODD = [
+    body().replace(b'"admin"', b'"first", "username": "last"'),
+    body().replace(b"14", b'14, "timeoutInSeconds": 15'),
+    body(PARAMETERS | {"x": 1}).replace(b'"x": 1', b'"x": {"y": 1, "y": 2}'),
+    body(PARAMETERS | {"vlan": 1}).replace(b'"vlan": 1', b'"vlan": 1, "vlan": null'),
+    body(PARAMETERS | {"x": 10**4000}),
+    body(PARAMETERS | {"x": "NaN and Infinity"}),
+    *(
+        body(PARAMETERS | {"x": 1}).replace(b'"x": 1', b'"x": ' + number)
+        for number in (b"1e999", b"-1E400", b"Infinity", b"NaN", b"01", b"1.", b"1e22", b"-0.0", b"1e-400", b"1.5e3")
+    ),
+    *(body().replace(b"14", number) for number in (b"14.0", b"1e1", b"true", b"9" * 5000)),
+    body() + b" ",
+    body() + b"{}",
+    b"\xef\xbb\xbf" + body(),
+    *(
+        body().replace(b"admin", name)
+        for name in (b"\xff", b"\x00", b"\xed\xa0\x80", b"line\nbreak", b"\\q", b"\\ud83d")
+    ),
+    body([PARAMETERS]),
+]
+
+
+def outcome(raw: bytes) -> object:
+    try:
+        request = parse_request(raw)
+    except ApiError as error:
+        return error.code, error.body()
+    return request.timeout_seconds, repr(json.loads(request.parameters))
+
+
+@pytest.mark.parametrize("raw", ODD)
+def test_the_quicker_reader_reads_what_is_odd_as_the_standard_library_does(
+    raw: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = outcome(raw)
+    monkeypatch.setattr(pydantic_core, "from_json", refuse)
+    assert quick == outcome(raw)
+
+
+@given(raw=st.builds(lambda value: json.dumps(value, ensure_ascii=False).encode(errors="replace"), nearly_good))
+def test_the_quicker_reader_reads_everything_as_the_standard_library_does(raw: bytes) -> None:
+    quick = outcome(raw)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(pydantic_core, "from_json", refuse)
+        assert quick == outcome(raw)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise ValueError
 
 
 def test_a_request_does_not_show_its_parameters() -> None:
