@@ -7,7 +7,7 @@ export COVERAGE_FILE := $(CURDIR)/.local/coverage/data
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: system-venv rabbitmq ## Show the whole system at work, from nothing: a sample of devices and their final statuses
@@ -19,6 +19,18 @@ test: lint rabbitmq ## Run lint, types and every test on real servers, with cove
 	$(python) -m coverage run -m pytest $(PYTEST_ARGS)
 	$(python) -m coverage combine --quiet
 	$(python) -m coverage report
+
+.PHONY: chaos
+chaos: test-venv rabbitmq ## Torture the system for half an hour, and judge its history (CHAOS_ARGS: see --help)
+	@$(python) -m tests.chaos run $(CHAOS_ARGS)
+
+.PHONY: chaos-mutants
+chaos-mutants: test-venv rabbitmq ## Sabotage the code line by line: does the checker notice?
+	@$(python) -m tests.chaos mutants $(CHAOS_ARGS)
+
+.PHONY: bench
+bench: test-venv rabbitmq ## Measure what the machine can do, and what we make of it
+	@$(python) -m tests.bench $(BENCH_ARGS)
 
 .PHONY: up
 up: system-venv $(if $(AMQP_URL),,rabbitmq) ## Keep the system running in the background (AMQP_URL, DATABASE_URL: on your servers)
