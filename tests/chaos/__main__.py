@@ -1,6 +1,7 @@
 """`python -m tests.chaos`: torture the system, and judge."""
 
 import argparse
+import itertools
 import random
 import shutil
 import sys
@@ -44,15 +45,15 @@ def run_seed(seed: int, given: argparse.Namespace, folder: Path) -> Run:
     return uvloop.run(performance)
 
 
-def run_cluster(name: str, given: argparse.Namespace, folder: Path) -> Run:
+def run_cluster(name: str, seed: int, given: argparse.Namespace, folder: Path) -> Run:
     """Run a scenario of clusters."""
     rig_class, names = SCENARIOS[name]
-    rng = random.Random(given.number)
+    rng = random.Random(seed)
     windows = [plan.Window((nemesis,), rng.uniform(*CLUSTER_NEMESES[nemesis].seconds)) for nemesis in names]
-    console.print(f"[bold]{name}[/], seed {given.number}, in {folder}")
+    console.print(f"[bold]{name}[/], seed {seed}, in {folder}")
     performance = perform(
         rig_class(folder),
-        given.number,
+        seed,
         windows,
         rate=given.rate,
         nemeses=CLUSTER_NEMESES,
@@ -63,24 +64,29 @@ def run_cluster(name: str, given: argparse.Namespace, folder: Path) -> Run:
 
 
 def run_many(first: int, given: argparse.Namespace, folder: Path) -> Report:
-    """Run seed after seed until the time is over."""
+    """Run the clusters, then seed after seed until the time is over."""
     report = Report()
     until = time.monotonic() + given.minutes * 60
-    seed = first
-    while time.monotonic() < until:
-        run = run_seed(seed, given, folder / str(seed))
-        report.add(run)
-        report.save(folder / "report.json")
-        verdict = run.verdict
-        console.print(
-            f"  {verdict.accepted:,} accepted, {len(verdict.violations)} violations, drained "
-            f"{'in' if run.drained else 'NOT in'} {run.drain_seconds:.0f} s, {run.seconds:.0f} s in all; "
-            f"{report.total.accepted:,} accepted so far"
-        )
-        if not verdict.violations:
-            shutil.rmtree(run.folder)
-        seed += 1
+    for name in () if given.nemesis else SCENARIOS:
+        _note(run_cluster(name, first, given, folder / name.replace(" ", "-")), report, folder)
+    for seed in itertools.count(first):
+        if time.monotonic() > until:
+            break
+        _note(run_seed(seed, given, folder / str(seed)), report, folder)
     return report
+
+
+def _note(run: Run, report: Report, folder: Path) -> None:
+    report.add(run)
+    report.save(folder / "report.json")
+    verdict = run.verdict
+    console.print(
+        f"  {verdict.accepted:,} accepted, {len(verdict.violations)} violations, drained "
+        f"{'in' if run.drained else 'NOT in'} {run.drain_seconds:.0f} s, {run.seconds:.0f} s in all; "
+        f"{report.total.accepted:,} accepted so far"
+    )
+    if not verdict.violations:
+        shutil.rmtree(run.folder)
 
 
 def nemeses(text: str) -> list[str]:
@@ -129,7 +135,7 @@ def main() -> int:
         report = run_many(first, given, folder)
     elif given.command == "cluster":
         report = Report()
-        report.add(run_cluster(given.name, given, folder / "cluster"))
+        report.add(run_cluster(given.name, given.number, given, folder / "cluster"))
     else:
         report = Report()
         report.add(run_seed(given.number, given, folder / str(given.number)))

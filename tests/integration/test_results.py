@@ -1,0 +1,196 @@
+"""The results process between a real broker and a real database: outcomes in, final statuses and retries out."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from aiohttp import web
+from aiormq.abc import AbstractChannel
+from structlog.testing import capture_logs
+from yarl import URL
+
+from messaging import topology
+from messaging.messages import Outcome, OutcomeKind
+from messaging.settings import BrokerSettings
+from service_b.database import DatabaseSettings
+from service_b.results import recorder
+from service_b.results.app import create_app
+from service_b.results.settings import Settings
+from service_b.tasks import TaskTable
+from tests.conftest import eventually
+from tests.proxy import Proxy
+from tests.queues import count_ready, metric, send, take
+from tests.tasks import accept, opened_table, row, states
+
+DEVICES = [f"DEVICE{number:02}" for number in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "PAUSE_SECONDS", 0.05)
+
+
+@pytest.fixture(autouse=True)
+async def queues(amqp: AbstractChannel, broker: BrokerSettings) -> None:
+    await topology.declare(amqp, broker)
+
+
+@pytest.fixture
+async def tasks(database: DatabaseSettings) -> AsyncIterator[TaskTable]:
+    async with opened_table(database) as table:
+        yield table
+
+
+@asynccontextmanager
+async def recording(broker: BrokerSettings, database: DatabaseSettings, **changed: Any) -> AsyncIterator[None]:
+    """The process's app, without its HTTP port."""
+    runner = web.AppRunner(create_app(Settings(**broker.model_dump() | database.model_dump() | changed)))
+    await runner.setup()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def dispatched(tasks: TaskTable, *devices: str) -> list[UUID]:
+    """Accept a task for each device, and claim those that are due."""
+    ids = await accept(tasks, *devices)
+    await tasks.claim(1000)
+    return ids
+
+
+def outcome(id_: UUID, kind: OutcomeKind = OutcomeKind.SUCCESS, *, attempt: int = 1, **more: Any) -> bytes:
+    return Outcome(task_id=id_, attempt=attempt, kind=kind, **more).encode()
+
+
+async def ended(sql: asyncpg.Connection, ids: Sequence[UUID], *wanted: str) -> None:
+    """Wait until the tasks are in these states; one given is for all."""
+
+    async def reached() -> bool:
+        return await states(sql, ids) == list(wanted if len(wanted) > 1 else wanted * len(ids))
+
+    await eventually(reached)
+
+
+async def drained(amqp: AbstractChannel, broker: BrokerSettings) -> None:
+    """After the process has stopped: nothing was left unacknowledged."""
+
+    async def is_empty() -> bool:
+        return await count_ready(amqp, broker.configured_queue) == 0
+
+    await eventually(is_empty)
+
+
+async def test_each_kind_of_outcome_does_to_its_task_what_the_design_says(
+    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    kinds = [kind for kind in OutcomeKind if kind is not OutcomeKind.NOT_STARTED]
+    ids = await dispatched(tasks, *DEVICES[: len(kinds)])
+    async with recording(broker, database):
+        await send(amqp, broker, [outcome(id_, kind, hold_seconds=60) for id_, kind in zip(ids, kinds, strict=True)])
+        await ended(sql, ids, "success", "error", "error", "error", "due", "due", "due")
+    codes = [(await row(sql, id_))["code"] for id_ in ids]
+    assert codes == [200, 404, 500, 500, None, None, None]
+    assert [(await row(sql, id_))["unknowns"] for id_ in ids] == [0, 0, 0, 0, 0, 1, 0]
+    await drained(amqp, broker)
+
+
+async def test_what_is_handed_back_is_due_at_once_and_a_finished_device_goes_on_with_its_next_task(
+    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    first, second, other = await dispatched(tasks, "DEVICE1", "DEVICE1", "DEVICE2")
+    async with recording(broker, database):
+        await send(amqp, broker, [outcome(first), outcome(other, OutcomeKind.NOT_STARTED)])
+        await ended(sql, [first, second, other], "success", "due", "due")
+    assert (await row(sql, other))["due_in"] <= 0
+
+
+async def test_late_repeated_and_unknown_outcomes_change_nothing_and_are_counted(
+    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    ids = await dispatched(tasks, *DEVICES[:3])
+    ignored = metric("outcomes_total", kind="ignored")
+    finished = metric("tasks_finished_total", code="200")
+    async with recording(broker, database):
+        await send(amqp, broker, [outcome(ids[0], OutcomeKind.FAILED)])
+        await ended(sql, ids, "error", "dispatched", "dispatched")
+        await send(
+            amqp,
+            broker,
+            [
+                outcome(ids[0]),
+                outcome(ids[1], OutcomeKind.FAILED, attempt=7),
+                outcome(ids[1]),
+                outcome(ids[1], OutcomeKind.INTERRUPTED, hold_seconds=9),
+                outcome(uuid4()),
+                outcome(ids[2]),
+            ],
+        )
+        await ended(sql, ids, "error", "success", "success")
+        await eventually(lambda: metric("outcomes_total", kind="ignored") == ignored + 4)
+    assert metric("tasks_finished_total", code="200") == finished + 2
+    await drained(amqp, broker)
+
+
+async def test_what_cannot_be_read_or_stored_goes_to_the_dead_letters_and_its_neighbours_are_recorded(
+    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    ids = await dispatched(tasks, *DEVICES)
+    bodies = [outcome(id_) for id_ in ids]
+    bodies[7] = outcome(ids[7], reason="a NUL \x00")
+    bodies[9:9] = [b"garbage", b'{"v":2}']
+    dead = metric("amqp_dead_letters_total", queue=broker.configured_queue)
+    async with recording(broker, database):
+        await send(amqp, broker, bodies)
+        await ended(sql, [*ids[:7], *ids[8:]], "success")
+        await eventually(lambda: metric("amqp_dead_letters_total", queue=broker.configured_queue) == dead + 3)
+    assert await states(sql, [ids[7]]) == ["dispatched"], "the reconciler ends it"
+    letters = await take(amqp, topology.dead_letter_queue(broker.configured_queue))
+    assert {message.body for message in letters} == {bodies[7], b"garbage", b'{"v":2}'}
+    reasons = sorted(str((message.header.properties.headers or {})["x-reason"]) for message in letters)
+    assert "refused: " in reasons[1] or "refused: " in reasons[2]
+    await drained(amqp, broker)
+
+
+async def test_outcomes_wait_unacknowledged_for_a_database_that_is_away(
+    tasks: TaskTable,
+    broker: BrokerSettings,
+    database: DatabaseSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
+) -> None:
+    assert database.database_url
+    there = URL(database.database_url.get_secret_value())
+    ids = await dispatched(tasks, *DEVICES)
+    async with Proxy(there.host or "", there.port or 0) as proxy:
+        by_proxy = there.with_host("127.0.0.1").with_port(proxy.url_port)
+        with capture_logs() as logs:
+            async with recording(broker, database, database_url=str(by_proxy)):
+                await send(amqp, broker, [outcome(ids[0])])
+                await ended(sql, ids[:1], "success")
+                await proxy.stop()
+                await send(amqp, broker, [outcome(id_) for id_ in ids[1:]])
+                await eventually(lambda: any(entry["event"] == "recorder.storage_unavailable" for entry in logs))
+                assert set(await states(sql, ids[1:])) == {"dispatched"}
+    assert await count_ready(amqp, broker.configured_queue) == len(ids) - 1, "nothing was acknowledged"
+    async with recording(broker, database):
+        await ended(sql, ids, "success")
+    await drained(amqp, broker)
+
+
+async def test_a_stop_records_what_was_taken(
+    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    ids = await dispatched(tasks, *DEVICES)
+    await send(amqp, broker, [outcome(id_) for id_ in ids])
+
+    async def taken() -> bool:
+        return await count_ready(amqp, broker.configured_queue) < len(ids)
+
+    async with recording(broker, database):
+        await eventually(taken)
+    left = await count_ready(amqp, broker.configured_queue)
+    assert (await states(sql, ids)).count("success") == len(ids) - left
