@@ -15,7 +15,7 @@ from typing import Any
 import aiormq
 
 from configurator.service_a import ServiceA
-from messaging.channel import Channel, Delivery
+from messaging.channel import Channel
 from service_b import tasks
 from service_b.tasks import TaskTable
 
@@ -54,7 +54,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "configurator: delivered, not called": lambda: before(ServiceA, "configure"),
     "configurator: answered, not published": lambda: before(Channel, "publish"),
     "configurator: published, not confirmed": lambda: before(aiormq.Channel, "_on_confirm_frame"),
-    "configurator: confirmed, not acknowledged": lambda: before(Delivery, "ack"),
+    "configurator: confirmed, not acknowledged": lambda: before(Channel, "acknowledge"),
     "results: delivered, not recorded": lambda: before(TaskTable, "apply"),
     "results: recorded, not committed": lambda: before(tasks, "_promote"),
     "results: committed, not acknowledged": lambda: after(TaskTable, "apply", lambda *_: True),
