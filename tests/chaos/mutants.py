@@ -53,6 +53,11 @@ STORAGE = Scenario(
     "storage fails, results die", "kill database + kill results,kill database + kill results", ["--once"]
 )
 COPIES = Scenario("copied outcomes", "a talks garbage + duplicate outcomes", ["--seconds", "8"])
+LATE_COPIES = Scenario(
+    "copied outcomes of calls that hang",
+    "a hangs + duplicate outcomes,a hangs + duplicate outcomes",
+    ["--seconds", "9"],
+)
 UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ["--once", "--seconds", "3"])
 KILLED = Scenario("killed configurators", "kill configurator,kill configurator,kill configurator")
 DOUBLED_WORK = Scenario("copied work", "duplicate work", ["--seconds", "10"])
@@ -101,7 +106,7 @@ MUTANTS = (
             ("WHERE task.attempt = change.attempt AND task.status", "WHERE task.status"),
             ("task.id = locked.id AND task.attempt = change.attempt\n", "task.id = locked.id\n"),
         ],
-        COPIES,
+        LATE_COPIES,
         frozenset({"overlapping", "called after the end", "repeated"}),
     ),
     Mutant(
