@@ -1,14 +1,17 @@
 """What the tests of one process share."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
 import asyncpg
 import pytest
 from yarl import URL
 
+from service_b.database import DatabaseSettings
+from service_b.tasks import TaskTable
 from tests.system.migrate import dbmate, migrate
+from tests.tasks import opened_table
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +31,10 @@ async def emptied_database_url(shared_database_url: str) -> str:
         await connection.execute("TRUNCATE task RESTART IDENTITY")
     await connection.close()
     return shared_database_url
+
+
+@pytest.fixture
+async def tasks(database: DatabaseSettings) -> AsyncIterator[TaskTable]:
+    """The task table of the test's database."""
+    async with opened_table(database) as table:
+        yield table

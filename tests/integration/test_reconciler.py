@@ -37,7 +37,7 @@ from service_b.tasks import Dispatch, TaskTable
 from tests.conftest import eventually
 from tests.queues import busy_reader, count_ready, metric, queue_exists, take
 from tests.system.rabbitmq import RabbitMQ
-from tests.tasks import accept, finish, let_time_pass, opened_table, row, states
+from tests.tasks import accept, finish, let_time_pass, row, states
 
 A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 LATENESS = 11
@@ -47,12 +47,6 @@ LATENESS = 11
 @pytest.fixture
 def database_url(emptied_database_url: str) -> str:
     return emptied_database_url
-
-
-@pytest.fixture
-async def tasks(database: DatabaseSettings) -> AsyncIterator[TaskTable]:
-    async with opened_table(database) as table:
-        yield table
 
 
 @dataclass

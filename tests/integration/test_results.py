@@ -23,7 +23,7 @@ from service_b.tasks import TaskTable
 from tests.conftest import eventually
 from tests.proxy import Proxy
 from tests.queues import count_ready, metric, send, take
-from tests.tasks import accept, opened_table, row, states
+from tests.tasks import accept, row, states
 
 DEVICES = [f"DEVICE{number:02}" for number in range(40)]
 
@@ -36,12 +36,6 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 async def queues(amqp: AbstractChannel, broker: BrokerSettings) -> None:
     await topology.declare(amqp, broker)
-
-
-@pytest.fixture
-async def tasks(database: DatabaseSettings) -> AsyncIterator[TaskTable]:
-    async with opened_table(database) as table:
-        yield table
 
 
 @asynccontextmanager

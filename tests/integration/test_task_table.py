@@ -13,7 +13,7 @@ import pytest
 from service_b.database import REFUSED_ROW, DatabaseSettings, create_pool
 from service_b.tasks import CHANNEL, Attempt, Change, Dispatch, NewTask, Status, TaskTable
 from tests.conftest import eventually
-from tests.tasks import accept, finish, give_back, let_time_pass, new_task, opened_table, row, states
+from tests.tasks import accept, finish, give_back, let_time_pass, new_task, row, states
 
 A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 
@@ -22,12 +22,6 @@ A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 def database_url(emptied_database_url: str) -> str:
     """These tests are many, and none needs more than empty tables."""
     return emptied_database_url
-
-
-@pytest.fixture
-async def tasks(database: DatabaseSettings) -> AsyncIterator[TaskTable]:
-    async with opened_table(database) as table:
-        yield table
 
 
 @pytest.fixture
