@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 RPC_TIMEOUT_SECONDS = 10.0
 CLOSE_TIMEOUT_SECONDS = 5.0
+SUPPLY_SECONDS = 3.0
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +67,9 @@ class Channel:
         self._heartbeat = settings.heartbeat_seconds
         self._alive_at = time.monotonic()
         self._unacknowledged: OrderedDict[int, None] = OrderedDict()
+        self._delivered = 0
         self._declaring: asyncio.Task[None] | None = None
+        self._supply: asyncio.Task[None] | None = None
         self._watchdog = asyncio.create_task(self._watch())
         amqp.closing.add_done_callback(lambda _: self.lose("closed"))
         connection.closing.add_done_callback(lambda _: self.lose("connection lost"))
@@ -82,9 +85,9 @@ class Channel:
         """Close the connection; a channel in good order first, since acknowledgements not yet written go with it."""
         healthy = not self.lost.done()
         self.lose("closed by us")
-        self._watchdog.cancel()
-        if self._declaring:
-            self._declaring.cancel()
+        for task in (self._watchdog, self._declaring, self._supply):
+            if task:
+                task.cancel()
         for close in (self._amqp.close, self._connection.close) if healthy else (self._connection.close,):
             try:
                 await close(ConnectionError("closed by us"), timeout=CLOSE_TIMEOUT_SECONDS)
@@ -156,6 +159,7 @@ class Channel:
                 return
             tag = message.delivery_tag or 0
             self._unacknowledged[tag] = None
+            self._delivered += 1
             try:
                 on_delivery(Delivery(self, tag, bool(message.redelivered), message.body))
             except Exception:
@@ -169,10 +173,13 @@ class Channel:
             await self._amqp.basic_consume(queue, deliver, consumer_tag=consumer_tag, timeout=RPC_TIMEOUT_SECONDS)
 
         await self._ask("consume", subscribe())
+        self._supply = asyncio.create_task(self._watch_supply(queue, prefetch))
         return consumer_tag
 
     async def cancel(self, consumer_tag: str) -> None:
         """End a subscription: when this returns, no further delivery comes."""
+        if self._supply:
+            self._supply.cancel()
         await self._ask("cancel", self._amqp.basic_cancel(consumer_tag, timeout=RPC_TIMEOUT_SECONDS))
         await asyncio.sleep(0)  # Deliveries that came before the broker's answer are tasks already; let them run.
 
@@ -208,9 +215,13 @@ class Channel:
         A quorum queue that does not answer within 250 ms is said to have no messages, and no consumers either
         (`rabbit_quorum_queue:stat`): a queue without consumers is taken for one that did not answer.
         """
+        messages, consumers = await self._count(queue)
+        return messages if consumers else None
+
+    async def _count(self, queue: str) -> tuple[int, int]:
         declaring = self._amqp.queue_declare(queue, passive=True, timeout=RPC_TIMEOUT_SECONDS)
         answer = await self._ask("passive declare", declaring)
-        return answer.message_count if answer and answer.consumer_count else None
+        return (answer.message_count or 0, answer.consumer_count or 0) if answer else (0, 0)
 
     async def _declare_again(self) -> None:
         """After a returned message: its queue or binding is gone. One declaration serves a whole batch of returns."""
@@ -229,6 +240,23 @@ class Channel:
             raise_if_cancelled()
             self.lose(f"{what} failed: {error!r}")
             return None
+
+    async def _watch_supply(self, queue: str, prefetch: int) -> None:
+        """Leave a channel that brings nothing though there is something to bring.
+
+        When a queue is deleted and declared again at once, RabbitMQ 3.10 may take old subscriptions for ones of the
+        new queue, and drop its messages as those that they have seen.
+        """
+        starving = False
+        while not self.lost.done():
+            delivered = self._delivered
+            await asyncio.sleep(SUPPLY_SECONDS)
+            await self.unblocked()
+            hungry = self._delivered == delivered and len(self._unacknowledged) < prefetch
+            waiting = hungry and (await self._count(queue))[0] > 0 and self._delivered == delivered
+            if starving and waiting:
+                self.lose("the queue has messages and brings none")
+            starving = waiting
 
     async def _watch(self) -> None:
         """Notice that this process stood still (SIGSTOP, a suspended machine)."""

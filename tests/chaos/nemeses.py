@@ -235,8 +235,8 @@ _add("statement timeout", "database", _statement_timeout)
 
 async def _cut(link: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
     for _ in range(rng.choice((1, 1, 4))):
+        await asyncio.sleep(rng.uniform(0, 0.7))
         rig.network.proxy(link).cut()
-        await asyncio.sleep(rng.uniform(0, 0.5))
     yield
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import aiormq
 import pytest
+from aiormq.abc import DeliveredMessage
 from pydantic import SecretStr
 from yarl import URL
 
@@ -333,6 +334,50 @@ async def test_ready_messages_counts_what_no_reader_has_taken(
     channel = await _next(session)
     await _consume(channel, broker)
     assert await channel.ready_messages(broker.configured_queue) == 0
+
+
+async def test_a_subscription_that_brings_nothing_though_there_is_something_loses_the_channel(
+    session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As RabbitMQ 3.10 makes it of one whose queue was deleted and declared again at once."""
+    monkeypatch.setattr(channel_module, "SUPPLY_SECONDS", 0.1)
+    channel = await _next(session)
+
+    async def swallow(message: DeliveredMessage) -> None:
+        pass
+
+    tag = await channel.consume(broker.configured_queue, 2, lambda _: None)
+    channel._amqp.consumers[tag] = swallow
+    await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(5)])
+    assert await _lost(channel) == "the queue has messages and brings none"
+    again = await _consume(await _next(session), broker)
+    await eventually(lambda: len(again) == 5)
+
+
+async def test_a_subscription_whose_reader_is_busy_or_whose_queue_is_empty_is_left_alone(
+    session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "SUPPLY_SECONDS", 0.01)
+    channel = await _next(session)
+    counts: list[tuple[int, int]] = []
+    count = channel._count
+
+    async def watched(queue: str) -> tuple[int, int]:
+        counts.append(await count(queue))
+        return counts[-1]
+
+    monkeypatch.setattr(channel, "_count", watched)
+    deliveries: list[Delivery] = []
+    await channel.consume(broker.configured_queue, 2, deliveries.append)
+    await eventually(lambda: len(counts) > 5)
+    await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(5)])
+    await eventually(lambda: len(deliveries) == 2)
+    for _ in range(20):
+        await asyncio.sleep(0.02)
+    assert not channel.lost.done(), "as many as it may have"
+    await acknowledge(deliveries[:2])
+    await eventually(lambda: len(deliveries) == 4)
+    assert not channel.lost.done()
 
 
 class BrokenAnswer(Exception):  # noqa: N818 - as bare as what aiormq raises
