@@ -85,9 +85,9 @@ class Channel:
         """Close the connection; a channel in good order first, since acknowledgements not yet written go with it."""
         healthy = not self.lost.done()
         self.lose("closed by us")
-        for task in (self._watchdog, self._declaring, self._supply):
-            if task:
-                task.cancel()
+        self._watchdog.cancel()
+        if self._declaring:
+            self._declaring.cancel()
         for close in (self._amqp.close, self._connection.close) if healthy else (self._connection.close,):
             try:
                 await close(ConnectionError("closed by us"), timeout=CLOSE_TIMEOUT_SECONDS)
@@ -173,13 +173,11 @@ class Channel:
             await self._amqp.basic_consume(queue, deliver, consumer_tag=consumer_tag, timeout=RPC_TIMEOUT_SECONDS)
 
         await self._ask("consume", subscribe())
-        self._supply = asyncio.create_task(self._watch_supply(queue, prefetch))
+        self._supply = asyncio.create_task(self._watch_supply(consumer_tag, queue, prefetch))
         return consumer_tag
 
     async def cancel(self, consumer_tag: str) -> None:
         """End a subscription: when this returns, no further delivery comes."""
-        if self._supply:
-            self._supply.cancel()
         await self._ask("cancel", self._amqp.basic_cancel(consumer_tag, timeout=RPC_TIMEOUT_SECONDS))
         await asyncio.sleep(0)  # Deliveries that came before the broker's answer are tasks already; let them run.
 
@@ -241,17 +239,20 @@ class Channel:
             self.lose(f"{what} failed: {error!r}")
             return None
 
-    async def _watch_supply(self, queue: str, prefetch: int) -> None:
-        """Leave a channel that brings nothing though there is something to bring.
+    async def _watch_supply(self, consumer_tag: str, queue: str, prefetch: int) -> None:
+        """Leave a channel that brings nothing though there is something to bring; ends with the subscription.
 
         When a queue is deleted and declared again at once, RabbitMQ 3.10 may take old subscriptions for ones of the
-        new queue, and drop its messages as those that they have seen.
+        new queue, and drop its messages as those that they have seen. Never cancelled: aiormq closes a channel whose
+        call is.
         """
         starving = False
-        while not self.lost.done():
+        while True:
             delivered = self._delivered
-            await asyncio.sleep(SUPPLY_SECONDS)
+            await asyncio.wait({self.lost}, timeout=SUPPLY_SECONDS)
             await self.unblocked()
+            if self.lost.done() or consumer_tag not in self._amqp.consumers:
+                return
             hungry = self._delivered == delivered and len(self._unacknowledged) < prefetch
             waiting = hungry and (await self._count(queue))[0] > 0 and self._delivered == delivered
             if starving and waiting:

@@ -380,6 +380,19 @@ async def test_a_subscription_whose_reader_is_busy_or_whose_queue_is_empty_is_le
     assert not channel.lost.done()
 
 
+async def test_a_subscription_ends_in_the_middle_of_a_look_at_its_queue(
+    session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call of aiormq's that is cancelled would cost the channel, and so all calls that run."""
+    monkeypatch.setattr(channel_module, "SUPPLY_SECONDS", 0)
+    channel = await _next(session)
+    for _ in range(20):
+        consumer = await channel.consume(broker.configured_queue, PREFETCH, lambda _: None)
+        await channel.cancel(consumer)
+    assert not channel.lost.done()
+    assert await _publish(channel, broker) is Publication.CONFIRMED
+
+
 class BrokenAnswer(Exception):  # noqa: N818 - as bare as what aiormq raises
     """Stands for whatever aiormq raises when a connection breaks at a bad moment."""
 
