@@ -386,8 +386,17 @@ async def test_a_subscription_ends_in_the_middle_of_a_look_at_its_queue(
     """A call of aiormq's that is cancelled would cost the channel, and so all calls that run."""
     monkeypatch.setattr(channel_module, "SUPPLY_SECONDS", 0)
     channel = await _next(session)
-    for _ in range(20):
+    count, looking = channel._count, asyncio.Event()
+
+    async def watched(queue: str) -> tuple[int, int]:
+        looking.set()
+        return await count(queue)
+
+    monkeypatch.setattr(channel, "_count", watched)
+    for _ in range(10):
         consumer = await channel.consume(broker.configured_queue, PREFETCH, lambda _: None)
+        looking.clear()
+        await looking.wait()
         await channel.cancel(consumer)
     assert not channel.lost.done()
     assert await _publish(channel, broker) is Publication.CONFIRMED
