@@ -243,8 +243,7 @@ class Channel:
         """Leave a channel that brings nothing though there is something to bring; ends with the subscription.
 
         When a queue is deleted and declared again at once, RabbitMQ 3.10 may take old subscriptions for ones of the
-        new queue, and drop its messages as those that they have seen. Never cancelled: aiormq closes a channel whose
-        call is.
+        new queue, and drop its messages as those that they have seen.
         """
         starving = False
         while True:

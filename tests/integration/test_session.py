@@ -383,7 +383,7 @@ async def test_a_subscription_whose_reader_is_busy_or_whose_queue_is_empty_is_le
 async def test_a_subscription_ends_in_the_middle_of_a_look_at_its_queue(
     session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call of aiormq's that is cancelled would cost the channel, and so all calls that run."""
+    """It must not cost the channel, and so all calls that run."""
     monkeypatch.setattr(channel_module, "SUPPLY_SECONDS", 0)
     channel = await _next(session)
     count, looking = channel._count, asyncio.Event()
