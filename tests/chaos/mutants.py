@@ -61,7 +61,7 @@ LATE_COPIES = Scenario(
 UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ["--once", "--seconds", "3"])
 KILLED = Scenario("killed configurators", "kill configurator,kill configurator,kill configurator")
 DOUBLED_WORK = Scenario("copied work", "duplicate work", ["--seconds", "10"])
-CUT = Scenario("a slow relay cut", ",".join(["delay web-broker + cut web-broker"] * 6), ["--seconds", "1"])
+CUT = Scenario("a slow relay cut", ",".join(["delay web-broker + cut web-broker"] * 6), ["--seconds", "1", "--once"])
 A_CUT_OFF = Scenario("a cut off", "cut configurator-a,cut configurator-a,cut configurator-a,cut configurator-a")
 PURGED = Scenario("purged queue", "purge to_configure,purge to_configure", ["--concurrency", "10"])
 SWAMPED = Scenario("more work than consumers", "poison", ["--seconds", "45", "--concurrency", "2", "--rate", "90"])
@@ -158,7 +158,7 @@ MUTANTS = (
         "service_b/relay.py",
         [("if publication.is_refused:", "if publication is not Publication.CONFIRMED:")],
         CUT,
-        frozenset({"overlapping", "called after the end"}),
+        frozenset({"repeated", "overlapping", "called after the end"}),
     ),
     Mutant(
         "reconciler off",
