@@ -177,7 +177,7 @@ MUTANTS = (
         "messaging/channel.py",
         [("prefetch_count=prefetch,", "prefetch_count=0,")],
         SWAMPED,
-        frozenset({"overlapping", "called after the end"}),
+        frozenset({"overlapping", "called after the end", "lost"}),
         # The second guard against the same harm: what has waited for too long is handed back.
         also=("configurator/consumers.py", ("if time.monotonic() > call.taken_at +", "if time.monotonic() > 9e9 +")),
     ),
