@@ -70,7 +70,7 @@ async def ended(sql: asyncpg.Connection, ids: Sequence[UUID], *wanted: str) -> N
 
 
 async def left(amqp: AbstractChannel, broker: BrokerSettings, number: int) -> None:
-    """After the process has stopped: wait until the broker has taken back so many outcomes, which were not acknowledged."""
+    """After the process has stopped: the broker has back so many outcomes that were not acknowledged."""
 
     async def are_left() -> bool:
         return await count_ready(amqp, broker.configured_queue) == number

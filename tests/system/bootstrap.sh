@@ -58,7 +58,7 @@ make_venv() {
     [ -n "$wanted" ] || return 0
     say "Installing$wanted"
     # shellcheck disable=SC2086 # a list of words: lock files of this repository
-    quietly .venv/bin/python -m pip install --disable-pip-version-check --no-deps $wanted
+    quietly .venv/bin/python -m pip install --disable-pip-version-check --no-compile --no-deps $wanted
     for lock in "$@"; do
         mkdir -p "$(dirname ".venv/installed/$lock")"
         cp "$lock" ".venv/installed/$lock"
