@@ -1,52 +1,74 @@
-"""The same rates with a table that has grown: nothing may cost more because there is more of it."""
+"""The same rates with a table that has grown: nothing may cost more because there is more of it.
+
+A system with an empty table and one with a grown table are measured in turns, so that the machine's own ups and downs
+meet both.
+"""
+
+from collections.abc import Callable
 
 from tests.bench import accept, status
 from tests.bench.load import Load
 from tests.bench.path import send_through
 from tests.bench.report import Report
 from tests.bench.stage import Room, Stage
+from tests.system.processes import Process
 
 BATCH = 500_000
 
+Rates = dict[str, Callable[[int], float]]
+"""How to measure each rate; the number makes the names of a repeat's devices its own."""
+
 
 def measure(stage: Stage, report: Report) -> None:
-    """Measure with an empty table, many pending tasks, many finished ones, and many of one device."""
-    for state, fill in (
-        ("empty", _nothing),
-        ("pending", _pending),
-        ("finished", _finished),
-        ("one device", _one_device),
-    ):
-        with stage.room(f"growth_{state.replace(' ', '_')}") as room:
-            fill(room, stage)
-            room.sql("VACUUM (ANALYZE) task")
-            room.sql("CHECKPOINT")
-            _measure(stage, room, report, f"growth.{state}")
+    """Measure with many pending tasks, with many finished ones, and with many of one device."""
+    for state, fill in (("pending", _pending), ("finished", _finished), ("one device", _one_device)):
+        name = f"growth_{state.replace(' ', '_')}"
+        with stage.room(f"{name}_empty") as empty, stage.room(name) as grown:
+            fill(grown, stage)
+            for room in (empty, grown):
+                room.sql("VACUUM (ANALYZE) task")
+            empty.sql("CHECKPOINT")
+            webs = [room.start("service_b") for room in (empty, grown)]
+            web_rates = [_web_rates(stage, room, web) for room, web in zip((empty, grown), webs, strict=True)]
+            _compare(stage, report, f"growth.{state}", web_rates)
+            for web in webs:
+                web.terminate()
+            _compare(stage, report, f"growth.{state}", [_path_rate(stage, room) for room in (empty, grown)])
+            row = grown.sql("SELECT pg_total_relation_size('task') AS size, count(*) FROM task")[0]
+            report.add(f"growth.{state}.rows", row["count"], "")
+            report.add(f"growth.{state}.row", row["size"] / row["count"], "bytes")
 
 
-def _measure(stage: Stage, room: Room, report: Report, name: str) -> None:
-    sizes = stage.sizes
-    web = room.start("service_b")
+def _compare(stage: Stage, report: Report, name: str, sides: list[Rates]) -> None:
+    for repeat in range(stage.sizes.repeats):
+        for what in sides[0]:
+            empty, grown = (side[what](repeat) for side in sides)
+            report.add(f"{name}.{what}", grown, "/s")
+            report.add(f"{name}.{what}, empty table", empty, "/s")
+
+
+def _web_rates(stage: Stage, room: Room, web: Process) -> Rates:
     paths = status.make_tasks(stage, room, web)
     for state in paths:
         paths[state] = _grown(stage, room, state) or paths[state]
     accept.warm_up(room, web, stage)
-    for repeat in range(sizes.repeats):
-        load = Load(web.port, 64, count=sizes.tasks // 2, prefix=f"GROW{repeat}X")
-        report.add(f"{name}.accept", accept.sustained(room, web, load)[1], "tasks/s")
-        for state in ("unfinished", "finished"):
-            report.add(f"{name}.status {state}", status.ask(stage, web, paths[state]).rate, "answers/s")
-    web.terminate()
+
+    def accepted(repeat: int) -> float:
+        load = Load(web.port, 64, count=stage.sizes.tasks // 2, prefix=f"GROW{repeat}X")
+        return accept.sustained(room, web, load)[1]
+
+    return {
+        "accept": accepted,
+        "status unfinished": lambda _: status.ask(stage, web, paths["unfinished"]).rate,
+        "status finished": lambda _: status.ask(stage, web, paths["finished"]).rate,
+    }
+
+
+def _path_rate(stage: Stage, room: Room) -> Rates:
     _forget_queue(room)
     processes = room.start_all()
-    send_through(room, processes, sizes.tasks // 8, "WARMPATH")
-    for repeat in range(sizes.repeats):
-        passage = send_through(room, processes, sizes.tasks // 2, f"PATH{repeat}X")
-        report.add(f"{name}.path", passage.rate, "tasks/s")
-        report.add(f"{name}.path postgresql", passage.costs["postgresql"], "µs/task")
-    row = room.sql("SELECT pg_total_relation_size('task') AS size, count(*) FROM task")[0]
-    report.add(f"{name}.rows", row["count"], "")
-    report.add(f"{name}.row", row["size"] / row["count"], "bytes")
+    send_through(room, processes, stage.sizes.tasks // 8, "WARMPATH")
+    return {"path": lambda repeat: send_through(room, processes, stage.sizes.tasks // 2, f"PATH{repeat}X").rate}
 
 
 def _grown(stage: Stage, room: Room, state: str) -> list[str]:
@@ -70,10 +92,6 @@ def _forget_queue(room: Room) -> None:
         "UPDATE task SET status = 'success', code = 200, active = false, due_at = NULL, finished_at = now() "
         "WHERE active AND equipment_id NOT LIKE 'GROWN%'"
     )
-
-
-def _nothing(room: Room, stage: Stage) -> None:
-    pass
 
 
 def _pending(room: Room, stage: Stage) -> None:

@@ -12,17 +12,16 @@ def measure(stage: Stage, report: Report) -> None:
     with stage.room("status") as room:
         web = room.start("service_b")
         paths = make_tasks(stage, room, web)
-        for _ in range(stage.sizes.repeats):
-            for state in ("unfinished", "finished"):
-                meter = Meter(room.servers | pids([web]))
-                result = ask(stage, web, paths[state])
-                # The meter runs during the warm-up, too, whose requests are answered but not counted.
-                answered = sum(result.codes.values())
-                report.add(f"status.{state}.rate", result.rate, "answers/s")
-                report.add(f"status.{state}.p50", result.p50_ms, "ms")
-                report.add(f"status.{state}.p99", result.p99_ms, "ms")
-                for process, cost in per_task(meter.seconds(), answered).items():
-                    report.add(f"status.{state}.{process}", cost, "µs/answer")
+        for state in ("unfinished", "finished"):
+            meter = Meter(room.servers | pids([web]))
+            result = ask(stage, web, paths[state])
+            # The meter runs during the warm-up, too, whose requests are answered but not counted.
+            answered = sum(result.codes.values())
+            report.add(f"status.{state}.rate", result.rate, "answers/s")
+            report.add(f"status.{state}.p50", result.p50_ms, "ms")
+            report.add(f"status.{state}.p99", result.p99_ms, "ms")
+            for process, cost in per_task(meter.seconds(), answered).items():
+                report.add(f"status.{state}.{process}", cost, "µs/answer")
 
 
 def make_tasks(stage: Stage, room: Room, web: Process) -> dict[str, list[str]]:
