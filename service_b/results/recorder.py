@@ -55,7 +55,7 @@ class Recorder:
                 return
 
     def stop(self) -> None:
-        """Take no more; `run` returns when what was taken is recorded."""
+        """Take no more; `run` returns when what was taken is recorded, or given back if the storage is away."""
         self._stopping.set()
 
     async def _stop(self, channel: Channel, consumer: str, deliveries: Deliveries) -> None:
@@ -101,6 +101,9 @@ class Recorder:
                 break
             except STORAGE_ERRORS as error:
                 log.warning("recorder.storage_unavailable", error=repr(error), retry_in=PAUSE_SECONDS)
+                if self._stopping.is_set():
+                    channel.lose("stopped while the storage is away")
+                    return
             except Exception:
                 log.exception("recorder.bug", outcomes=len(changes), retry_in=PAUSE_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)

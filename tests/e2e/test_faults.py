@@ -171,7 +171,7 @@ async def test_a_database_that_is_killed_loses_no_accepted_task(
                     if response.status == 200:
                         accepted.append(response.headers["Location"])
 
-        posting = [asyncio.create_task(post(client)) for client in range(10)]
+        posting = [asyncio.create_task(post(client)) for client in range(4)]
         try:
             await eventually(lambda: len(accepted) > 100)
             await in_thread(own_postgres.kill)
