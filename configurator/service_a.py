@@ -84,11 +84,11 @@ class ServiceA:
         try:
             async with self._http.post(
                 URL(self._path + task.equipment_id, encoded=True),
-                data=pydantic_core.to_json(
-                    {"timeoutInSeconds": task.timeout_in_seconds, "parameters": task.parameters}
+                data=aiohttp.BytesPayload(
+                    pydantic_core.to_json({"timeoutInSeconds": task.timeout_in_seconds, "parameters": task.parameters}),
+                    content_type="application/json",
                 ),
                 headers={
-                    "Content-Type": "application/json",
                     "Idempotency-Key": str(task.task_id),
                     "X-Attempt": str(task.attempt),
                 },

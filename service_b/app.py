@@ -12,10 +12,11 @@ from messaging.batching import Batcher
 from messaging.session import Session
 from service_b import handlers, metrics
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS, create_pool
-from service_b.errors import answer_errors, hide_expectation
+from service_b.errors import answer_errors
 from service_b.reconciler import Reconciler
 from service_b.relay import Relay
 from service_b.settings import Settings
+from service_b.statuses import Statuses
 from service_b.tasks import NewTask, TaskTable
 from service_b.wakeup import listen
 from telemetry.health import add_health_routes
@@ -43,7 +44,6 @@ def create_app(settings: Settings) -> web.Application:
     app[handlers.APP_NAME] = settings.app_name
     app[handlers.WAKE] = asyncio.Event()
     app.cleanup_ctx.extend([_storage, _background])
-    app.on_response_prepare.append(hide_expectation)
     handlers.add_routes(app.router)
 
     async def storage() -> str | None:
@@ -76,13 +76,14 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
             timeout=STORAGE_TIMEOUT_SECONDS,
             poison=REFUSED_ROW,
         )
-        lookups = app[handlers.LOOKUPS] = Batcher(
+        lookups = Batcher(
             "status",
             tasks.statuses,
             max_batch=MAX_BATCH,
             max_waiting=MAX_WAITING,
             timeout=STORAGE_TIMEOUT_SECONDS,
         )
+        app[handlers.STATUSES] = Statuses(lookups)
         yield
         await inserts.close()
         await lookups.close()

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import structlog
-from aiohttp import web
+from aiohttp import web, web_urldispatcher
 from aiohttp.http_exceptions import ContentEncodingError
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_urldispatcher import _default_expect_handler
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -101,13 +102,6 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return json_error(ApiError.code, ApiError().body())
 
 
-async def hide_expectation(request: web.Request, response: web.StreamResponse) -> None:
-    """Answer in JSON where aiohttp, before any middleware, refuses an `Expect` that it does not know and quotes it."""
-    if isinstance(response, web.HTTPExpectationFailed):
-        response.body = b'{"code":417,"message":"Expectation Failed"}'
-        response.content_type = "application/json"
-
-
 def _answer_malformed(
     handler: RequestHandler,
     request: web.BaseRequest,
@@ -128,5 +122,17 @@ def _answer_malformed(
     return answer
 
 
-# aiohttp answers what is not HTTP in plain text, echoes it, and offers no hook for that.
+async def _meet_expectation(request: web.Request) -> None:
+    """Let a client go on that waits for that; refuse all else that it may expect."""
+    try:
+        await _default_expect_handler(request)
+    except web.HTTPExpectationFailed as error:
+        error.body = b'{"code":417,"message":"Expectation Failed"}'
+        error.content_type = "application/json"
+        raise
+
+
+# aiohttp answers what is not HTTP, and an `Expect` that it does not know, in plain text, echoes it, and offers no hook
+# for that: middlewares come later, and a signal would be sent for each answer.
 RequestHandler.handle_error = _answer_malformed  # type: ignore[method-assign, assignment]
+web_urldispatcher._default_expect_handler = _meet_expectation  # noqa: SLF001

@@ -26,7 +26,8 @@ from service_b.errors import (
     json_error,
 )
 from service_b.schemas import parse_request, parse_serial
-from service_b.tasks import NewTask, Status
+from service_b.statuses import Statuses
+from service_b.tasks import NewTask
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -42,7 +43,7 @@ COMPLETED = b'{"code":200,"message":"Completed"}'
 
 APP_NAME = web.AppKey("APP_NAME", str)
 INSERTS = web.AppKey("INSERTS", Batcher[NewTask, None])
-LOOKUPS = web.AppKey("LOOKUPS", Batcher[UUID, Status | None])
+STATUSES = web.AppKey("STATUSES", Statuses)
 WAKE = web.AppKey("WAKE", asyncio.Event)
 
 
@@ -85,7 +86,7 @@ async def tell_status(request: web.Request) -> web.Response:
     if not CANONICAL_UUID.fullmatch(request.match_info["task"]):
         raise TaskNotFoundError
     task_id = UUID(request.match_info["task"])
-    status = await _stored(request.app[LOOKUPS].submit(task_id), task_id)
+    status = await _stored(request.app[STATUSES].get(task_id), task_id)
     if status is None:
         raise TaskNotFoundError
     if status.equipment_id != serial or status.code == 404:

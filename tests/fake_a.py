@@ -128,6 +128,7 @@ class FakeA:
         ]
 
     async def _configure(self, request: web.Request) -> web.StreamResponse:
+        assert request.content_type == "application/json"
         work = Work(
             request.match_info["id"],
             request.headers["Idempotency-Key"],

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -28,15 +29,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every part work?")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas: %(default)s")
-    parser.add_argument("--repeats", type=int, help="how often each figure is measured")
+    parser.add_argument("--rounds", type=int, help="how often what takes seconds is measured")
+    parser.add_argument("--repeats", type=int, help="how often what takes minutes is measured")
     parser.add_argument("--json", type=Path, default=LOCAL / "bench" / "latest.json", help="where to save it")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",")
     if unknown := set(wanted) - set(SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
     sizes = QUICK if arguments.quick else Sizes()
-    if arguments.repeats:
-        sizes = Sizes(**(vars(sizes) | {"repeats": arguments.repeats}))
+    sizes = replace(sizes, rounds=arguments.rounds or sizes.rounds, repeats=arguments.repeats or sizes.repeats)
     console, report, began = Console(), Report(), time.monotonic()
     report.add("machine.cores", len(os.sched_getaffinity(0)), "")
     report.add("machine.load before", os.getloadavg()[0], "")
@@ -44,7 +45,7 @@ def main() -> int:
     try:
         stage = Stage(folder, sizes)
         with stage.postgres, stage.rabbitmq:
-            for name, measure in [*IN_ROUNDS.items()] * sizes.repeats + [*REPEATING.items()]:
+            for name, measure in [*IN_ROUNDS.items()] * sizes.rounds + [*REPEATING.items()]:
                 if name in wanted:
                     console.print(f"[dim]{time.monotonic() - began:6.1f} s[/dim]  {name}")
                     measure(stage, report)

@@ -1,5 +1,6 @@
 """Accepting tasks: one web process, PostgreSQL committing durably, the relay handing every task to the broker."""
 
+from tests.bench.floor import handler_rate
 from tests.bench.load import Load, Result, generate
 from tests.bench.meter import Meter
 from tests.bench.report import Report
@@ -13,6 +14,7 @@ def measure(stage: Stage, report: Report) -> None:
     with stage.room("no_broker") as room:
         web = room.start("service_b", AMQP_URL=f"amqp://guest:guest@127.0.0.1:{free_port()}/")
         generate(Load(web.port, 64, seconds=stage.sizes.warmup, prefix="WARM"))
+        report.add("accept.no broker.bare handler", handler_rate(stage), "answers/s")
         meter = Meter(room.servers | pids([web]))
         result = generate(Load(web.port, 64, count=stage.sizes.tasks, prefix="DOWN"))
         _note(report, "accept.no broker", result, result.rate, per_task(meter.seconds(), result.count))

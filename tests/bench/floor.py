@@ -55,6 +55,12 @@ def bare(stage: Stage, kind: str) -> Iterator[tuple[int, int]]:
         process.wait()
 
 
+def handler_rate(stage: Stage) -> float:
+    """Measure the bare handler anew, for what is set against it."""
+    with bare(stage, "aiohttp") as (port, _):
+        return generate(Load(port, CONNECTIONS, seconds=stage.sizes.seconds, warmup=stage.sizes.warmup)).rate
+
+
 def measure(stage: Stage, report: Report) -> None:
     """Measure every piece, and add up what they come to."""
     uvloop.run(_broker(stage, report))

@@ -16,7 +16,7 @@ from tests.system.processes import Process
 BATCH = 500_000
 
 Rates = dict[str, Callable[[int], float]]
-"""How to measure each rate; the number makes the names of a repeat's devices its own."""
+"""How to measure each rate; the number makes the names of a turn's devices its own."""
 
 
 def measure(stage: Stage, report: Report) -> None:
@@ -40,9 +40,9 @@ def measure(stage: Stage, report: Report) -> None:
 
 
 def _compare(stage: Stage, report: Report, name: str, sides: list[Rates]) -> None:
-    for repeat in range(stage.sizes.repeats):
+    for turn in range(stage.sizes.rounds):
         for what in sides[0]:
-            empty, grown = (side[what](repeat) for side in sides)
+            empty, grown = (side[what](turn) for side in sides)
             report.add(f"{name}.{what}", grown, "/s")
             report.add(f"{name}.{what}, empty table", empty, "/s")
 
@@ -53,22 +53,25 @@ def _web_rates(stage: Stage, room: Room, web: Process) -> Rates:
         paths[state] = _grown(stage, room, state) or paths[state]
     accept.warm_up(room, web, stage)
 
-    def accepted(repeat: int) -> float:
-        load = Load(web.port, 64, count=stage.sizes.tasks // 2, prefix=f"GROW{repeat}X")
+    def accepted(turn: int) -> float:
+        load = Load(web.port, 64, count=stage.sizes.tasks // 2, prefix=f"GROW{turn}X")
         return accept.sustained(room, web, load)[1]
+
+    def answered(state: str) -> float:
+        return status.ask(web, paths[state], stage.sizes.seconds, stage.sizes.warmup).rate
 
     return {
         "accept": accepted,
-        "status unfinished": lambda _: status.ask(stage, web, paths["unfinished"]).rate,
-        "status finished": lambda _: status.ask(stage, web, paths["finished"]).rate,
+        "status unfinished": lambda _: answered("unfinished"),
+        "status finished": lambda _: answered("finished"),
     }
 
 
 def _path_rate(stage: Stage, room: Room) -> Rates:
     _forget_queue(room)
     processes = room.start_all()
-    send_through(room, processes, stage.sizes.tasks // 8, "WARMPATH")
-    return {"path": lambda repeat: send_through(room, processes, stage.sizes.tasks // 2, f"PATH{repeat}X").rate}
+    send_through(room, processes, stage.sizes.tasks // 4, "WARMPATH")
+    return {"path": lambda turn: send_through(room, processes, stage.sizes.tasks // 2, f"PATH{turn}X").rate}
 
 
 def _grown(stage: Stage, room: Room, state: str) -> list[str]:

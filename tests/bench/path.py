@@ -22,7 +22,7 @@ def measure(stage: Stage, report: Report) -> None:
     """Measure one of each process."""
     with stage.room("path") as room:
         processes = room.start_all()
-        send_through(room, processes, stage.sizes.tasks // 8, "WARM")
+        send_through(room, processes, stage.sizes.tasks // 4, "WARM")
         passage = send_through(room, processes, stage.sizes.tasks, "PATH")
         report.add("path.rate", passage.rate, "tasks/s")
         for process, cost in passage.costs.items():

@@ -6,6 +6,7 @@ import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,13 @@ class Ratio:
 
     def judge(self, rounds: Sequence[Figures]) -> tuple[float, bool] | None:
         """Tell the median of all rounds and whether it will do; None when what it needs was not measured."""
-        try:
-            value = statistics.median(self.value(figures) for figures in rounds)
-        except KeyError:
+        values = []
+        for figures in rounds:
+            with suppress(KeyError):
+                values.append(self.value(figures))
+        if not values:
             return None
+        value = statistics.median(values)
         enough = self.at_least is None or value >= self.at_least
         return value, enough and (self.at_most is None or value <= self.at_most)
 
@@ -79,15 +83,15 @@ RATIOS = (
     Ratio("accept, p99 / median, 64 connections", lambda f: f["accept.64.p99"] / f["accept.64.p50"], at_most=3),
     Ratio(
         "accept, broker down / bare handler",
-        lambda f: f["accept.no broker.rate"] / f["floor.handler.rate"],
+        lambda f: f["accept.no broker.rate"] / f["accept.no broker.bare handler"],
         at_least=0.75,
     ),
     Ratio(
-        "status, finished / bare handler", lambda f: f["status.finished.rate"] / f["floor.handler.rate"], at_least=0.8
+        "status, finished / bare handler", lambda f: f["status.finished.rate"] / f["status.bare handler"], at_least=0.8
     ),
     Ratio(
         "status, unfinished / bare handler",
-        lambda f: f["status.unfinished.rate"] / f["floor.handler.rate"],
+        lambda f: f["status.unfinished.rate"] / f["status.bare handler"],
         at_least=0.6,
     ),
     Ratio("path / ideal", lambda f: f["path.rate"] / ideal_path_rate(f), at_least=0.75),
@@ -136,9 +140,11 @@ class Report:
         return {name: statistics.median(samples) for name, samples in self.samples.items()}
 
     def round(self, number: int) -> dict[str, float]:
-        """The samples of one round (-1: the last one); what is measured once is the same in each."""
+        """The samples of one round (-1: the last one); what is measured only once is the same in each."""
         return {
-            name: samples[number] if number < len(samples) else samples[-1] for name, samples in self.samples.items()
+            name: samples[0] if len(samples) == 1 else samples[number]
+            for name, samples in self.samples.items()
+            if len(samples) == 1 or number < len(samples)
         }
 
     def judged(self, ratios: Sequence[Ratio] = RATIOS) -> list[tuple[Ratio, float, bool]]:

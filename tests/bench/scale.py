@@ -19,7 +19,7 @@ def measure(stage: Stage, report: Report) -> None:
     for each in (1, 2):
         with stage.room(f"scale{each}") as room:
             processes = room.start_all(each=each)
-            send_through(room, processes, stage.sizes.tasks // 8, "WARM")
+            send_through(room, processes, stage.sizes.tasks // 4, "WARM")
             for repeat in range(stage.sizes.repeats):
                 passage = send_through(room, processes, stage.sizes.tasks, f"SCALE{repeat}X")
                 report.add(f"scale.{each} of each.rate", passage.rate, "tasks/s")

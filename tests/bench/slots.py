@@ -40,7 +40,7 @@ def _all_at_once(stage: Stage, room: Room, processes: list[Process], report: Rep
             most = max(most, resident_bytes(configurator.pid))
             if filled_at is None and scrape(configurator, "service_a_calls_in_flight") == count:
                 filled_at = time.time()
-            time.sleep(0.25 if filled_at is None else SAMPLE_SECONDS)
+            time.sleep(SAMPLE_SECONDS)
         result = generator.result()
     row = _ended(room, first_id(result.began), count)
     report.add("slots.accepted", result.ended - result.began, "s")

@@ -28,14 +28,18 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything: enough for a figure, or (`QUICK`) only enough to see that every part works."""
+    """How much of everything: enough for a figure, or (`QUICK`) only enough to see that every part works.
 
+    Many short rounds instead of a few long ones: what disturbs a machine often lasts for seconds.
+    """
+
+    rounds: int = 7
     repeats: int = 3
-    seconds: float = 6.0
-    warmup: float = 1.5
-    messages: int = 10_000
-    rows: int = 50_000
-    tasks: int = 16_000
+    seconds: float = 3.0
+    warmup: float = 1.0
+    messages: int = 5000
+    rows: int = 25_000
+    tasks: int = 8000
     slots: int = 10_000
     delay_seconds: float = 60.0
     steady_seconds: float = 40.0
@@ -47,6 +51,7 @@ class Sizes:
 
 
 QUICK = Sizes(
+    rounds=1,
     repeats=1,
     seconds=1.0,
     warmup=0.3,

@@ -1,5 +1,6 @@
 """Asking for tasks: GETs of finished and of unfinished ones."""
 
+from tests.bench.floor import handler_rate
 from tests.bench.load import Load, Result, generate
 from tests.bench.meter import Meter
 from tests.bench.report import Report
@@ -12,9 +13,10 @@ def measure(stage: Stage, report: Report) -> None:
     with stage.room("status") as room:
         web = room.start("service_b")
         paths = make_tasks(stage, room, web)
+        report.add("status.bare handler", handler_rate(stage), "answers/s")
         for state in ("unfinished", "finished"):
             meter = Meter(room.servers | pids([web]))
-            result = ask(stage, web, paths[state])
+            result = ask(web, paths[state], stage.sizes.seconds, stage.sizes.warmup)
             # The meter runs during the warm-up, too, whose requests are answered but not counted.
             answered = sum(result.codes.values())
             report.add(f"status.{state}.rate", result.rate, "answers/s")
@@ -43,6 +45,6 @@ def make_tasks(stage: Stage, room: Room, web: Process) -> dict[str, list[str]]:
     return paths
 
 
-def ask(stage: Stage, web: Process, paths: list[str]) -> Result:
-    """Ask for them round and round."""
-    return generate(Load(web.port, 64, seconds=stage.sizes.seconds, warmup=stage.sizes.warmup, paths=paths))
+def ask(web: Process, paths: list[str], seconds: float, warmup: float) -> Result:
+    """Ask for them round and round, for so many seconds."""
+    return generate(Load(web.port, 64, seconds=seconds, warmup=warmup, paths=paths))

@@ -383,10 +383,10 @@ async def test_chunked_bodies_are_taken(client: Client) -> None:
 # The wire
 
 
-async def test_an_expectation_that_we_cannot_meet_is_not_echoed(client: Client) -> None:
-    head, body = await ask_raw(
-        client, b"GET /api/v1/ HTTP/1.1\r\nHost: a\r\nExpect: SECRET\r\nConnection: close\r\n\r\n"
-    )
+@pytest.mark.parametrize("path", ["/api/v1/", "/nowhere"])
+async def test_an_expectation_that_we_cannot_meet_is_not_echoed(refusing: Client, path: str) -> None:
+    request = f"GET {path} HTTP/1.1\r\nHost: a\r\nExpect: SECRET\r\nConnection: close\r\n\r\n"
+    head, body = await ask_raw(refusing, request.encode())
     assert head.startswith(b"HTTP/1.1 417 ")
     assert b"application/json" in head
     assert body == b'{"code":417,"message":"Expectation Failed"}'
@@ -531,5 +531,17 @@ async def test_a_row_that_the_table_refuses_is_a_bug_and_spoils_no_other(
 async def test_too_many_waiting_requests_are_told_to_come_again(
     client: Client, task: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.server.app[handlers.LOOKUPS], "_max_waiting", 0)  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.server.app[handlers.STATUSES]._lookups, "_max_waiting", 0)  # type: ignore[attr-defined]
     await assert_unavailable(await client.get(task))
+
+
+async def test_a_final_status_that_was_told_once_needs_no_storage(
+    client: Client, task: str, sql: asyncpg.Connection
+) -> None:
+    other = (await client.post(f"{PATH}/XYZ9876", json=BODY)).headers["Location"]
+    await finish(sql, task, 200)
+    assert (await client.get(task)).status == 200
+    await sql.execute("DROP TABLE task")
+    await assert_answer(await client.get(task), 200, b'{"code":200,"message":"Completed"}')
+    await assert_answer(await client.get(task.replace("ABC1234", "XYZ9876")), 404, EQUIPMENT_NOT_FOUND)
+    await assert_unavailable(await client.get(other))
