@@ -1,5 +1,6 @@
 """The results process between a real broker and a real database: outcomes in, final statuses and retries out."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,11 +17,11 @@ from messaging import topology
 from messaging.messages import Outcome, OutcomeKind
 from messaging.settings import BrokerSettings
 from service_b.database import DatabaseSettings
-from service_b.results import recorder
+from service_b.results import app, recorder
 from service_b.results.app import create_app
 from service_b.results.settings import Settings
 from service_b.tasks import TaskTable
-from tests.conftest import eventually
+from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.proxy import Proxy
 from tests.queues import count_ready, metric, send, take
 from tests.tasks import accept, row, states
@@ -29,8 +30,9 @@ DEVICES = [f"DEVICE{number:02}" for number in range(40)]
 
 
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def _limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(app, "STOP_SECONDS", 3600)  # No stop waits for it: without a database outcomes are given back.
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +161,7 @@ async def test_outcomes_wait_unacknowledged_for_a_database_that_is_away(
     assert database.database_url
     there = URL(database.database_url.get_secret_value())
     ids = await dispatched(tasks, *DEVICES)
-    async with Proxy(there.host or "", there.port or 0) as proxy:
+    async with asyncio.timeout(DEADLINE_SECONDS), Proxy(there.host or "", there.port or 0) as proxy:
         by_proxy = there.with_host("127.0.0.1").with_port(proxy.url_port)
         with capture_logs() as logs:
             async with recording(broker, database, database_url=str(by_proxy)):
