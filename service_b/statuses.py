@@ -1,4 +1,4 @@
-"""What clients ask for most."""
+"""The statuses of tasks as clients ask for them."""
 
 from collections import OrderedDict
 from uuid import UUID

@@ -79,7 +79,7 @@ class Recorder:
             await self._record(channel, batch)
 
     async def _record(self, channel: Channel, batch: Sequence[Delivery]) -> None:
-        """Record a batch, however often the storage has to be asked; dead-letter what cannot be read or stored."""
+        """Record a batch, asking the storage until a stop; dead-letter what cannot be read or stored."""
         BATCH_SIZE.labels("outcome").observe(len(batch))
         changes: dict[tuple[UUID, int], tuple[Change, str, Delivery]] = {}
         unreadable: dict[int, tuple[Delivery, str]] = {}
