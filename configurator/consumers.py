@@ -182,13 +182,13 @@ class Consumers:
         ]
         for call in ended:
             del self._calls[_key(call.task)]
-        await acknowledge(delivery for call in ended for delivery in call.deliveries)
+        acknowledge(delivery for call in ended for delivery in call.deliveries)
         self._settle()
         return publications
 
     async def _dead_letter(self, delivery: Delivery, reason: str) -> None:
         await delivery.channel.dead_letter(self._settings.to_configure_queue, delivery, reason)
-        await acknowledge([delivery])
+        acknowledge([delivery])
 
     async def _watch_service_a(self) -> None:
         while True:

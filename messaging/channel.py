@@ -11,14 +11,15 @@ from uuid import uuid4
 
 import aiormq
 import structlog
-from aiormq.abc import ChannelFrame, DeliveredMessage
+from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import AMQPError
 from pamqp.commands import Basic
 
 from messaging import metrics, topology
 from messaging.frames import Letter, encode_ack
-from messaging.publishing import Publication, publish
+from messaging.publishing import Publication, Publisher
 from messaging.settings import BrokerSettings
+from messaging.transport import Transport
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -39,11 +40,11 @@ class Delivery:
     body: bytes = field(repr=False)
 
 
-async def acknowledge(deliveries: Iterable[Delivery]) -> None:
+def acknowledge(deliveries: Iterable[Delivery]) -> None:
     """Acknowledge deliveries. For one of a lost channel there is nothing to do: its message comes again."""
     current = (delivery for delivery in deliveries if not delivery.channel.lost.done())
     for channel, group in groupby(current, lambda delivery: delivery.channel):
-        await channel.acknowledge([delivery.tag for delivery in group])
+        channel.acknowledge([delivery.tag for delivery in group])
 
 
 def raise_if_cancelled() -> None:
@@ -53,24 +54,34 @@ def raise_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
+async def _never(_: DeliveredMessage) -> None:
+    """Stand where aiormq wants a consumer: messages are taken before they get to aiormq."""
+
+
 class Channel:
     """A ready channel: topology declared, publisher confirms on.
 
     `lost` is done as soon as the channel can no longer be relied on; its result says why.
     """
 
-    def __init__(self, connection: aiormq.Connection, amqp: aiormq.Channel, settings: BrokerSettings) -> None:
+    def __init__(
+        self, connection: aiormq.Connection, amqp: aiormq.Channel, transport: Transport, settings: BrokerSettings
+    ) -> None:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._connection = connection
         self._amqp = amqp
+        self._transport = transport
+        self._publisher = Publisher(transport, amqp.number, amqp.max_content_size, self.lost)
         self._settings = settings
         self._heartbeat = settings.heartbeat_seconds
         self._alive_at = time.monotonic()
         self._unacknowledged: OrderedDict[int, None] = OrderedDict()
         self._delivered = 0
+        self._take: Callable[[Delivery], None] | None = None
         self._declaring: asyncio.Task[None] | None = None
         self._supply: asyncio.Task[None] | None = None
         self._watchdog = asyncio.create_task(self._watch())
+        transport.reader.receiver = self
         amqp.closing.add_done_callback(lambda _: self.lose("closed"))
         connection.closing.add_done_callback(lambda _: self.lose("connection lost"))
         # The broker cancels a consumer whose queue or node is gone, and leaves channel and connection open.
@@ -118,8 +129,7 @@ class Channel:
         """
         if self.lost.done() or not letters:
             return [Publication.REFUSED] * len(letters)
-        publications = await publish(
-            self._amqp,
+        publications = await self._publisher.publish(
             Basic.Publish(
                 exchange=self._settings.exchange if exchange is None else exchange,
                 routing_key=routing_key,
@@ -129,7 +139,6 @@ class Channel:
                 content_type="application/json", delivery_mode=2, headers={"x-reason": reason} if reason else None
             ),
             letters,
-            self.lost,
         )
         if Publication.RETURNED in publications:
             await self._declare_again()
@@ -147,30 +156,17 @@ class Channel:
         if await self.publish(dead, [letter], exchange="", reason=reason) != [Publication.CONFIRMED]:
             self.lose("dead letter not confirmed")
 
-    async def consume(self, queue: str, prefetch: int, on_delivery: Callable[[Delivery], None]) -> str:
+    async def consume(self, queue: str, prefetch: int, take: Callable[[Delivery], None]) -> str:
         """Subscribe with at most `prefetch` messages not acknowledged; return the consumer's tag.
 
-        `on_delivery` only takes the message: aiormq cancels running callbacks when the channel closes. When the
-        subscription fails, the channel is lost.
+        `take` is called with each as it arrives, and must not fail. When the subscription fails, the channel is lost.
         """
-
-        async def deliver(message: DeliveredMessage) -> None:
-            if self._stood_still():
-                return
-            tag = message.delivery_tag or 0
-            self._unacknowledged[tag] = None
-            self._delivered += 1
-            try:
-                on_delivery(Delivery(self, tag, bool(message.redelivered), message.body))
-            except Exception:
-                log.exception("amqp.bug", queue=queue)
-                self.lose("a delivery was not taken")
-
+        self._take = take
         consumer_tag = str(uuid4())
 
         async def subscribe() -> None:
             await self._amqp.basic_qos(prefetch_count=prefetch, timeout=RPC_TIMEOUT_SECONDS)
-            await self._amqp.basic_consume(queue, deliver, consumer_tag=consumer_tag, timeout=RPC_TIMEOUT_SECONDS)
+            await self._amqp.basic_consume(queue, _never, consumer_tag=consumer_tag, timeout=RPC_TIMEOUT_SECONDS)
 
         await self._ask("consume", subscribe())
         self._supply = asyncio.create_task(self._watch_supply(consumer_tag, queue, prefetch))
@@ -179,9 +175,8 @@ class Channel:
     async def cancel(self, consumer_tag: str) -> None:
         """End a subscription: when this returns, no further delivery comes."""
         await self._ask("cancel", self._amqp.basic_cancel(consumer_tag, timeout=RPC_TIMEOUT_SECONDS))
-        await asyncio.sleep(0)  # Deliveries that came before the broker's answer are tasks already; let them run.
 
-    async def acknowledge(self, tags: Sequence[int]) -> None:
+    def acknowledge(self, tags: Sequence[int]) -> None:
         """Acknowledge deliveries of this channel; nothing once it is lost.
 
         All that lie before the first delivery still at work go in one frame: a sixth of the broker's work.
@@ -196,11 +191,27 @@ class Channel:
         frames += [
             encode_ack(self._amqp.number, tag, multiple=False) for tag in tags if at_work is not None and tag > at_work
         ]
+        self._transport.write(b"".join(frames))
+
+    def on_delivery(self, tag: int, body: bytes, *, redelivered: bool) -> None:
+        """Take a message from the transport."""
+        if self._stood_still() or self._take is None:
+            return
+        self._unacknowledged[tag] = None
+        self._delivered += 1
         try:
-            async with asyncio.timeout(RPC_TIMEOUT_SECONDS):
-                await self._amqp.write_queue.put(ChannelFrame(b"".join(frames), should_close=False))
-        except TimeoutError as error:
-            self.lose(f"acknowledge failed: {error!r}")
+            self._take(Delivery(self, tag, redelivered, body))
+        except Exception:
+            log.exception("amqp.bug")
+            self.lose("a delivery was not taken")
+
+    def on_return(self, message_id: str, reason: str) -> None:
+        """Hand on what the broker says of a message of ours."""
+        self._publisher.on_return(message_id, reason)
+
+    def on_confirm(self, tag: int, *, multiple: bool, accepted: bool) -> None:
+        """Hand on what the broker says of messages of ours."""
+        self._publisher.on_confirm(tag, multiple=multiple, accepted=accepted)
 
     async def accepts_publishes(self) -> bool:
         """Tell whether the broker takes messages now; one short of memory or disk does not. Reaches no queue."""

@@ -1,24 +1,21 @@
 """Publishing a batch of messages and learning what became of each."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
-import aiormq
 import structlog
-from aiormq.abc import ChannelFrame
-from aiormq.exceptions import ChannelInvalidStateError, DeliveryError, PublishError
 from pamqp.commands import Basic
 
 from messaging import metrics
 from messaging.frames import Letter, encode_publishes
+from messaging.transport import Transport
 
 log = structlog.stdlib.get_logger(__name__)
 
-WRITE_TIMEOUT_SECONDS = 5.0
 CONFIRM_TIMEOUT_SECONDS = 30.0
-
-Confirm = asyncio.Future[Basic.Ack]
 
 
 class Publication(Enum):
@@ -38,72 +35,80 @@ class Publication(Enum):
         return self in (Publication.REFUSED, Publication.RETURNED)
 
 
-async def publish(
-    amqp: aiormq.Channel,
-    route: Basic.Publish,
-    properties: Basic.Properties,
-    letters: Sequence[Letter],
-    lost: asyncio.Future[str],
-) -> list[Publication]:
-    """Publish all letters by one route in one write, and tell what became of each once the broker has answered.
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Letters published together, and what is known of each so far."""
+
+    letters: Sequence[Letter]
+    publications: list[Publication]
+    unconfirmed: int
+    settled: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Publisher:
+    """Publishes over one channel, in confirm mode from its beginning, and matches what the broker says to it.
 
     `lost`: done when nothing of this channel is to be waited for any more.
     """
-    confirms: list[Confirm] = [asyncio.get_running_loop().create_future() for _ in letters]
-    payload = encode_publishes(amqp.number, amqp.max_content_size, route, properties, letters)
-    try:
-        async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
-            await _write(amqp, payload, letters, confirms)
-    except (ChannelInvalidStateError, TimeoutError) as error:
-        log.warning("amqp.not_written", messages=len(letters), error=repr(error))
-        return [Publication.REFUSED] * len(letters)
 
-    def give_up(_: object) -> None:
-        for confirm in confirms:
-            confirm.cancel()
+    def __init__(self, transport: Transport, channel: int, max_piece: int, lost: asyncio.Future[str]) -> None:
+        self._transport = transport
+        self._channel = channel
+        self._max_piece = max_piece
+        self._lost = lost
+        self._published = 0
+        self._unconfirmed: OrderedDict[int, tuple[Batch, int]] = OrderedDict()
 
-    lost.add_done_callback(give_up)
-    try:
-        await asyncio.wait(confirms, timeout=CONFIRM_TIMEOUT_SECONDS)
-    finally:
-        lost.remove_done_callback(give_up)
-        give_up(None)
-        for letter in letters:
-            amqp.message_id_delivery_tag.pop(letter.message_id, None)
-    return [_read(letter, confirm) for letter, confirm in zip(letters, confirms, strict=True)]
-
-
-async def _write(amqp: aiormq.Channel, payload: bytes, letters: Sequence[Letter], confirms: Sequence[Confirm]) -> None:
-    """Hand the frames to aiormq's writer, and let it match returns and confirms as if it had made them itself."""
-    async with amqp.lock:
-        before = amqp.delivery_tag
-        amqp.delivery_tag += len(letters)
-        for tag, (letter, confirm) in enumerate(zip(letters, confirms, strict=True), before + 1):
-            amqp.confirmations[tag] = confirm
-            amqp.message_id_delivery_tag[letter.message_id] = tag
+    async def publish(
+        self, route: Basic.Publish, properties: Basic.Properties, letters: Sequence[Letter]
+    ) -> list[Publication]:
+        """Publish all letters by one route in one write, and tell what became of each once the broker has answered."""
+        frames = encode_publishes(self._channel, self._max_piece, route, properties, letters)
+        if not self._transport.write(frames):
+            return [Publication.REFUSED] * len(letters)
+        batch = Batch(letters, [Publication.UNCERTAIN] * len(letters), len(letters))
+        tags = range(self._published + 1, self._published + 1 + len(letters))
+        self._published += len(letters)
+        self._unconfirmed.update((tag, (batch, position)) for position, tag in enumerate(tags))
+        either: list[asyncio.Future[None] | asyncio.Future[str]] = [batch.settled, self._lost]
         try:
-            await amqp.write_queue.put(ChannelFrame(payload, should_close=False))
-        except BaseException:
-            # The broker has not seen them: their numbers go to what is published next.
-            amqp.delivery_tag = before
-            for tag, letter in enumerate(letters, before + 1):
-                del amqp.confirmations[tag], amqp.message_id_delivery_tag[letter.message_id]
-            raise
+            await asyncio.wait(either, timeout=CONFIRM_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if batch.unconfirmed:
+                self._give_up(batch, tags)
+        return batch.publications
 
+    def on_return(self, message_id: str, reason: str) -> None:
+        """Remember that a message reached no queue; the broker confirms it all the same, right after."""
+        for batch, position in self._unconfirmed.values():
+            if batch.letters[position].message_id == message_id:
+                log.warning("amqp.returned", message_id=message_id, reason=reason)
+                batch.publications[position] = Publication.RETURNED
+                return
 
-def _read(letter: Letter, confirm: Confirm) -> Publication:
-    if confirm.cancelled():
-        log.debug("amqp.unconfirmed", message_id=letter.message_id)
-        metrics.UNCONFIRMED.inc()
-        return Publication.UNCERTAIN
-    match confirm.exception():
-        case None:
-            return Publication.CONFIRMED
-        case PublishError() as error:
-            log.warning("amqp.returned", message_id=letter.message_id, reason=str(error))
-            return Publication.RETURNED
-        case DeliveryError() as error:
-            log.warning("amqp.refused", message_id=letter.message_id, reason=str(error))
-            return Publication.REFUSED
-        case error:
-            raise error
+    def on_confirm(self, tag: int, *, multiple: bool, accepted: bool) -> None:
+        """Settle one message, or all up to it."""
+        if not multiple:
+            self._settle(tag, accepted=accepted)
+            return
+        while self._unconfirmed and (first := next(iter(self._unconfirmed))) <= tag:
+            self._settle(first, accepted=accepted)
+
+    def _settle(self, tag: int, *, accepted: bool) -> None:
+        batch, position = self._unconfirmed.pop(tag, (None, 0))
+        if batch is None:
+            return  # Given up already.
+        if not accepted:
+            log.warning("amqp.refused", message_id=batch.letters[position].message_id)
+            batch.publications[position] = Publication.REFUSED
+        elif batch.publications[position] is Publication.UNCERTAIN:
+            batch.publications[position] = Publication.CONFIRMED
+        batch.unconfirmed -= 1
+        if not batch.unconfirmed:
+            batch.settled.set_result(None)
+
+    def _give_up(self, batch: Batch, tags: Sequence[int]) -> None:
+        for tag, letter in zip(tags, batch.letters, strict=True):
+            if self._unconfirmed.pop(tag, None):
+                log.debug("amqp.unconfirmed", message_id=letter.message_id)
+        metrics.UNCONFIRMED.inc(batch.unconfirmed)

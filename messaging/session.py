@@ -13,6 +13,7 @@ from yarl import URL
 from messaging import metrics, topology
 from messaging.channel import Channel, raise_if_cancelled
 from messaging.settings import BrokerSettings
+from messaging.transport import Transport
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -96,7 +97,10 @@ class Session:
 
     async def _open(self, node: URL) -> Channel:
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-            connection = await aiormq.connect(node, client_properties={"connection_name": self._name})
+            transport = Transport()
+            connection = await aiormq.connect(
+                node, client_properties={"connection_name": self._name}, transport_factory=transport
+            )
             try:
                 amqp = await connection.channel()
                 assert isinstance(amqp, aiormq.Channel)  # noqa: S101 - aiormq promises only its abstract class.
@@ -104,7 +108,7 @@ class Session:
             except BaseException as error:
                 await connection.close(error)
                 raise
-        return Channel(connection, amqp, self._settings)
+        return Channel(connection, amqp, transport, self._settings)
 
     def _on_lost(self, lost: asyncio.Future[str]) -> None:
         self._missing = f"broker: {lost.result()}"

@@ -12,7 +12,7 @@ from messaging.batching import Batcher
 from messaging.session import Session
 from service_b import handlers, metrics
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS, create_pool
-from service_b.errors import answer_errors
+from service_b.errors import answer
 from service_b.reconciler import Reconciler
 from service_b.relay import Relay
 from service_b.settings import Settings
@@ -20,7 +20,6 @@ from service_b.statuses import Statuses
 from service_b.tasks import NewTask, TaskTable
 from service_b.wakeup import listen
 from telemetry.health import add_health_routes
-from telemetry.http import observe_requests
 from telemetry.process import start_vital
 
 log = structlog.stdlib.get_logger(__name__)
@@ -39,7 +38,7 @@ TASKS = web.AppKey("TASKS", TaskTable)
 
 def create_app(settings: Settings) -> web.Application:
     """Wire the web process."""
-    app = web.Application(middlewares=[observe_requests, answer_errors], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(middlewares=[answer], client_max_size=MAX_BODY_BYTES)
     app[SETTINGS] = settings
     app[handlers.APP_NAME] = settings.app_name
     app[handlers.WAKE] = asyncio.Event()

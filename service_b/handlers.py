@@ -4,16 +4,17 @@ import asyncio
 import re
 from collections.abc import Awaitable
 from typing import TypeVar
-from uuid import UUID
 
 import asyncpg
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
-from uuid_utils.compat import uuid7
+from asyncpg.pgproto.pgproto import UUID
+from uuid_utils import uuid7
 
 from messaging.batching import Batcher, BatcherFullError
 from service_b import metrics
+from service_b.answers import JsonAnswer
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS
 from service_b.errors import (
     RETRY_AFTER_SECONDS,
@@ -54,33 +55,31 @@ def add_routes(router: web.UrlDispatcher) -> None:
     router.add_get("/api/v1/equipment/cpe/{id:[^/]+}/task/{task:[^/]+}", tell_status)
 
 
-async def tell_name(request: web.Request) -> web.Response:
+async def tell_name(request: web.Request) -> web.StreamResponse:
     """Tell who answers."""
     return web.json_response(f"{request.app[APP_NAME]} - v1")
 
 
-async def create_task(request: web.Request) -> web.Response:
+async def create_task(request: web.Request) -> web.StreamResponse:
     """Store a task, and answer with its id once it is committed."""
     serial = parse_serial(request.match_info["id"])
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise CompressedBodyError
     wanted = parse_request(await _read(request))
-    task_id = uuid7()
+    task_id = UUID(uuid7().bytes)
     task = NewTask(task_id, serial, wanted.timeout_seconds, wanted.parameters)
     await _stored(request.app[INSERTS].submit(task), task_id)
     metrics.ACCEPTED.inc()
     request.app[WAKE].set()
     name = str(task_id)
-    return web.Response(
-        body=b'{"code":200,"taskId":"%s"}' % name.encode(),
-        headers={
-            "Content-Type": "application/json",
-            "Location": f"/api/v1/equipment/cpe/{serial}/task/{name}",
-        },
+    return JsonAnswer(
+        200,
+        b'{"code":200,"taskId":"%s"}' % name.encode(),
+        {"Location": f"/api/v1/equipment/cpe/{serial}/task/{name}"},
     )
 
 
-async def tell_status(request: web.Request) -> web.Response:
+async def tell_status(request: web.Request) -> web.StreamResponse:
     """Tell what became of a task."""
     serial = parse_serial(request.match_info["id"])
     if not CANONICAL_UUID.fullmatch(request.match_info["task"]):
@@ -92,10 +91,10 @@ async def tell_status(request: web.Request) -> web.Response:
     if status.equipment_id != serial or status.code == 404:
         raise EquipmentNotFoundError
     if status.code is None:
-        return web.Response(body=RUNNING, content_type="application/json", headers={"Retry-After": RETRY_AFTER_SECONDS})
+        return JsonAnswer(200, RUNNING, {"Retry-After": RETRY_AFTER_SECONDS})
     if status.code != 200:
         return json_error(ApiError.code, ApiError().body())
-    return web.Response(body=COMPLETED, content_type="application/json")
+    return JsonAnswer(200, COMPLETED)
 
 
 async def _read(request: web.Request) -> bytes:

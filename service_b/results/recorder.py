@@ -107,10 +107,10 @@ class Recorder:
             except Exception:
                 log.exception("recorder.bug", outcomes=len(changes), retry_in=PAUSE_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
-        await acknowledge(delivery for delivery in batch if delivery.tag not in unreadable)
+        acknowledge(delivery for delivery in batch if delivery.tag not in unreadable)
         for delivery, reason in unreadable.values():
             await channel.dead_letter(self._settings.configured_queue, delivery, reason)
-            await acknowledge([delivery])
+            acknowledge([delivery])
 
     async def _apply(self, channel: Channel, changes: Sequence[tuple[Change, str, Delivery]]) -> None:
         try:

@@ -86,10 +86,10 @@ MUTANTS = (
         [
             (
                 "        while changes and not channel.lost.done():\n",
-                "        await acknowledge(batch)\n        while changes and not channel.lost.done():\n",
+                "        acknowledge(batch)\n        while changes and not channel.lost.done():\n",
             ),
-            ("        await acknowledge(delivery for delivery in batch if delivery.tag not in unreadable)\n", ""),
-            ("            await acknowledge([delivery])\n", ""),
+            ("        acknowledge(delivery for delivery in batch if delivery.tag not in unreadable)\n", ""),
+            ("            acknowledge([delivery])\n", ""),
         ],
         STORAGE,
         frozenset({"repeated"}),

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 
 import aiormq
 import pytest
-from aiormq.abc import DeliveredMessage
 from pydantic import SecretStr
 from yarl import URL
 
@@ -152,7 +151,7 @@ async def test_a_closed_channel_refuses_publishes_and_ignores_acknowledgements(
     assert session.current is None
     assert session.missing == "broker: closed by us"
     assert await _publish(channel, broker) is Publication.REFUSED
-    await acknowledge(deliveries[:1])
+    acknowledge(deliveries[:1])
     await eventually(lambda: _ready(amqp, broker.configured_queue))
 
 
@@ -214,7 +213,7 @@ async def test_after_a_subscription_is_cancelled_nothing_more_is_delivered(
     consumer = await channel.consume(broker.configured_queue, PREFETCH, deliveries.append)
     await channel.cancel(consumer)
     taken = len(deliveries)
-    await acknowledge(deliveries)
+    acknowledge(deliveries)
     await channel.close()
     assert len(deliveries) == taken
     await eventually(lambda: _ready_is(amqp, broker.configured_queue, 300 - taken))
@@ -246,7 +245,7 @@ async def test_acknowledgements_written_right_before_the_close_are_not_lost(
         await amqp.basic_publish(str(number).encode(), exchange=broker.exchange, routing_key=broker.configured_key)
     await eventually(lambda: len(deliveries) == 20)
     for delivery in reversed(deliveries):
-        await acknowledge([delivery])
+        acknowledge([delivery])
     await channel.close()
     channel = await _next(session)
     again = await _consume(channel, broker)
@@ -275,7 +274,7 @@ async def test_in_whatever_order_acknowledged_what_was_not_comes_again_and_nothi
     await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(10)])
     await eventually(lambda: len(deliveries) == 10)
     for turn in turns:
-        await acknowledge(deliveries[number] for number in turn)
+        acknowledge(deliveries[number] for number in turn)
     await channel.close()
     assert await channel.lost == "closed by us", "a tag acknowledged twice would have cost the channel"
     channel = await _next(session)
@@ -297,7 +296,7 @@ async def test_deliveries_of_two_channels_are_acknowledged_where_they_can_be(
     channel = await _next(session)
     new = await _consume(channel, broker)
     await eventually(lambda: len(new) == 2)
-    await acknowledge([old[0], new[0], old[1], new[1]])
+    acknowledge([old[0], new[0], old[1], new[1]])
     await _publish(channel, broker, b"last")
     await eventually(lambda: len(new) == 3)
     assert new[2].body == b"last"
@@ -315,7 +314,7 @@ async def test_a_large_batch_of_large_messages_arrives_whole_and_in_order(
     assert set(await channel.publish(broker.configured_key, letters)) == {Publication.CONFIRMED}
     await eventually(lambda: len(deliveries) == len(bodies))
     assert [delivery.body for delivery in deliveries] == bodies
-    await acknowledge(deliveries)
+    acknowledge(deliveries)
 
 
 async def test_ready_messages_counts_what_no_reader_has_taken(
@@ -343,11 +342,8 @@ async def test_a_subscription_that_brings_nothing_though_there_is_something_lose
     monkeypatch.setattr(channel_module, "SUPPLY_SECONDS", 0.1)
     channel = await _next(session)
 
-    async def swallow(message: DeliveredMessage) -> None:
-        pass
-
-    tag = await channel.consume(broker.configured_queue, 2, lambda _: None)
-    channel._amqp.consumers[tag] = swallow
+    await channel.consume(broker.configured_queue, 2, lambda _: None)
+    monkeypatch.setattr(channel, "on_delivery", lambda *_, **__: None)
     await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(5)])
     assert await _lost(channel) == "the queue has messages and brings none"
     again = await _consume(await _next(session), broker)
@@ -375,7 +371,7 @@ async def test_a_subscription_whose_reader_is_busy_or_whose_queue_is_empty_is_le
     for _ in range(20):
         await asyncio.sleep(0.02)
     assert not channel.lost.done(), "as many as it may have"
-    await acknowledge(deliveries[:2])
+    acknowledge(deliveries[:2])
     await eventually(lambda: len(deliveries) == 4)
     assert not channel.lost.done()
 
@@ -460,7 +456,7 @@ async def test_a_dead_letter_keeps_its_bytes_and_says_why(
     await _publish(channel, broker, b"garbage")
     await eventually(lambda: deliveries)
     await channel.dead_letter(broker.configured_queue, deliveries[0], "it is garbage")
-    await acknowledge(deliveries[:1])
+    acknowledge(deliveries[:1])
     message = await amqp.basic_get(f"{broker.configured_queue}.dead", no_ack=True)
     assert message.body == b"garbage"
     assert (message.header.properties.headers or {})["x-reason"] == "it is garbage"
@@ -477,7 +473,7 @@ async def test_a_dead_letter_that_is_not_confirmed_leaves_the_message_where_it_i
     await eventually(lambda: deliveries)
     await amqp.queue_delete(f"{broker.configured_queue}.dead")
     await channel.dead_letter(broker.configured_queue, deliveries[0], "it is garbage")
-    await acknowledge(deliveries[:1])
+    acknowledge(deliveries[:1])
     assert channel.lost.done()
     again = await _consume(await _next(session), broker)
     await eventually(lambda: again)

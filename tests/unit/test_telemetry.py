@@ -17,10 +17,9 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_aiohttp.plugin import AiohttpClient
 
-from service_b.errors import answer_errors
+from service_b.errors import answer
 from telemetry import health, process
 from telemetry.health import Check, add_health_routes
-from telemetry.http import observe_requests
 from telemetry.logs import configure_logs
 from telemetry.settings import LogSettings
 
@@ -205,11 +204,11 @@ async def test_metrics_are_in_prometheus_text_format(aiohttp_client: AiohttpClie
 
 @pytest.fixture
 async def observed(aiohttp_client: AiohttpClient) -> Client:
-    async def answer(request: web.Request) -> web.Response:
+    async def tell_code(request: web.Request) -> web.Response:
         return web.Response(status=int(request.match_info["code"]))
 
-    app = web.Application(middlewares=[observe_requests, answer_errors])
-    app.router.add_get("/observed/{code}", answer)
+    app = web.Application(middlewares=[answer])
+    app.router.add_get("/observed/{code}", tell_code)
     return await aiohttp_client(app)
 
 
