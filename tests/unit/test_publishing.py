@@ -1,0 +1,121 @@
+"""What the broker says of published messages, matched to them."""
+
+import asyncio
+
+import pytest
+from pamqp.commands import Basic
+
+from messaging import publishing
+from messaging.frames import Letter
+from messaging.publishing import Publication, Publisher
+from messaging.transport import Transport
+from tests.conftest import eventually
+
+CONFIRMED, REFUSED, RETURNED, UNCERTAIN = Publication
+
+
+class Wire(Transport):
+    """Takes frames and sends them nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches = 0
+        self.is_open = True
+
+    def write(self, frames: bytes) -> bool:  # type: ignore[explicit-override]
+        self.batches += self.is_open
+        return self.is_open
+
+
+@pytest.fixture
+async def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture
+async def lost() -> asyncio.Future[str]:
+    return asyncio.get_running_loop().create_future()
+
+
+@pytest.fixture
+async def publisher(wire: Wire, lost: asyncio.Future[str]) -> Publisher:
+    return Publisher(wire, 1, 1000, lost)
+
+
+async def begin(publisher: Publisher, wire: Wire, *names: str) -> asyncio.Task[list[Publication]]:
+    """Publish letters of these names as one batch; return when it is written."""
+    before = wire.batches
+    letters = [Letter(name, b"{}") for name in names]
+    batch = asyncio.create_task(publisher.publish(Basic.Publish(), Basic.Properties(), letters))
+    await eventually(lambda: wire.batches > before)
+    return batch
+
+
+async def test_confirms_go_to_the_messages_that_they_count(publisher: Publisher, wire: Wire) -> None:
+    first, second = await begin(publisher, wire, "a", "b"), await begin(publisher, wire, "c", "d", "e")
+    publisher.on_confirm(4, multiple=False, accepted=True)
+    publisher.on_confirm(3, multiple=True, accepted=True)
+    assert await first == [CONFIRMED, CONFIRMED]
+    assert not second.done()
+    publisher.on_confirm(5, multiple=False, accepted=False)
+    assert await second == [CONFIRMED, CONFIRMED, REFUSED]
+
+
+async def test_many_may_be_refused_at_once(publisher: Publisher, wire: Wire) -> None:
+    batch = await begin(publisher, wire, "a", "b", "c")
+    publisher.on_confirm(1, multiple=False, accepted=True)
+    publisher.on_confirm(3, multiple=True, accepted=False)
+    assert await batch == [CONFIRMED, REFUSED, REFUSED]
+
+
+async def test_a_returned_message_is_confirmed_and_yet_refused(publisher: Publisher, wire: Wire) -> None:
+    batch = await begin(publisher, wire, "a", "b", "c")
+    publisher.on_return("b", "NO_ROUTE")
+    publisher.on_return("unknown", "NO_ROUTE")
+    publisher.on_confirm(3, multiple=True, accepted=True)
+    assert await batch == [CONFIRMED, RETURNED, CONFIRMED]
+
+
+async def test_with_its_channel_a_batch_is_uncertain_but_for_what_was_said(
+    publisher: Publisher, wire: Wire, lost: asyncio.Future[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_SECONDS", 3600)
+    batch = await begin(publisher, wire, "a", "b", "c")
+    publisher.on_confirm(2, multiple=False, accepted=True)
+    lost.set_result("gone")
+    assert await asyncio.wait_for(batch, 30) == [UNCERTAIN, CONFIRMED, UNCERTAIN]
+
+
+async def test_late_confirms_of_what_was_given_up_count_for_nothing(
+    publisher: Publisher, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_SECONDS", 0)
+    given_up = await (await begin(publisher, wire, "a", "b"))
+    monkeypatch.undo()
+    batch = await begin(publisher, wire, "c")
+    publisher.on_confirm(1, multiple=False, accepted=True)
+    publisher.on_confirm(2, multiple=True, accepted=False)
+    await asyncio.sleep(0)
+    assert not batch.done()
+    assert given_up == [UNCERTAIN, UNCERTAIN]
+    publisher.on_confirm(3, multiple=True, accepted=True)
+    assert await batch == [CONFIRMED]
+
+
+async def test_a_cancelled_batch_is_forgotten_and_the_next_one_counts_on(publisher: Publisher, wire: Wire) -> None:
+    cancelled = await begin(publisher, wire, "a", "b")
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    batch = await begin(publisher, wire, "c")
+    publisher.on_confirm(3, multiple=True, accepted=True)
+    assert await batch == [CONFIRMED]
+
+
+async def test_what_cannot_be_written_is_refused_and_takes_no_number(publisher: Publisher, wire: Wire) -> None:
+    wire.is_open = False
+    assert await publisher.publish(Basic.Publish(), Basic.Properties(), [Letter("a", b"")]) == [REFUSED]
+    wire.is_open = True
+    batch = await begin(publisher, wire, "b")
+    publisher.on_confirm(1, multiple=False, accepted=True)
+    assert await batch == [CONFIRMED]
