@@ -24,7 +24,6 @@ from telemetry.process import start_vital
 
 log = structlog.stdlib.get_logger(__name__)
 
-MAX_BODY_BYTES = 64 * 1024
 MAX_BATCH = 1000
 MAX_WAITING = 20_000
 STORAGE_TIMEOUT_SECONDS = 4.0
@@ -38,7 +37,7 @@ TASKS = web.AppKey("TASKS", TaskTable)
 
 def create_app(settings: Settings) -> web.Application:
     """Wire the web process."""
-    app = web.Application(middlewares=[answer], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(middlewares=[answer], client_max_size=handlers.MAX_BODY_BYTES)
     app[SETTINGS] = settings
     app[handlers.APP_NAME] = settings.app_name
     app[handlers.WAKE] = asyncio.Event()

@@ -34,6 +34,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
 
+MAX_BODY_BYTES = 64 * 1024
 BODY_TIMEOUT_SECONDS = 10.0
 
 CANONICAL_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -100,8 +101,11 @@ async def tell_status(request: web.Request) -> web.StreamResponse:
 async def _read(request: web.Request) -> bytes:
     """Read the body. A client that leaves, breaks its own framing or dawdles is told so, if it can still be told."""
     try:
-        if request.content.is_eof():
-            return await request.read()
+        if request.content.is_eof():  # It came with the head, as nearly always: nothing to wait for.
+            body = request.content.read_nowait()
+            if len(body) > MAX_BODY_BYTES:
+                raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(body))
+            return body
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
             return await request.read()
     except (TimeoutError, ConnectionError, PayloadEncodingError):

@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, NotRequired
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from service_b.errors import BadRequestError, EquipmentNotFoundError, InvalidBodyError
 
@@ -19,24 +19,25 @@ ESCAPE = b"\\u"
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-class Parameters(BaseModel):
+@with_config(strict=True, extra="allow")
+class Parameters(TypedDict):
     """What service A is to set on the device. Unknown keys are passed through."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
 
     username: Annotated[str, Field(min_length=1)]
     password: str
-    vlan: Annotated[int, Field(ge=1, le=4094)] | None = None
+    vlan: NotRequired[Annotated[int, Field(ge=1, le=4094)] | None]
     interfaces: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1024)]
 
 
-class Body(BaseModel):
+@with_config(strict=True, extra="ignore")
+class Body(TypedDict):
     """The body of a POST. Unknown keys are ignored."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    timeout_seconds: Annotated[int, Field(alias="timeoutInSeconds", ge=1, le=3600)]
+    timeoutInSeconds: Annotated[int, Field(ge=1, le=3600)]
     parameters: Parameters
+
+
+_check = TypeAdapter(Body).validator.validate_python
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,11 @@ def parse_request(raw: bytes) -> ConfigureRequest:
 
 def _decode(raw: bytes) -> Any:
     """Read JSON. The standard library is asked only where the quicker reader gives up or keeps no half of a pair."""
-    if ESCAPE not in raw:
-        with suppress(ValueError):
+    try:
+        if ESCAPE not in raw:
             return _not_too_deep(raw, pydantic_core.from_json(raw, allow_inf_nan=False))
+    except ValueError:
+        pass  # The standard library has the last word.
     try:
         return _not_too_deep(raw, json.loads(raw.decode(), parse_constant=_refuse_constant))
     except (ValueError, RecursionError):
@@ -103,7 +106,7 @@ def _refuse_infinite(parameters: dict[str, Any]) -> None:
 
 def _faults(value: Any) -> list[dict[str, Any]]:
     try:
-        Body.model_validate(value)
+        _check(value)
     except ValidationError as error:
         return [
             {"loc": list(fault["loc"]), "msg": fault["msg"]}
@@ -134,7 +137,7 @@ def _unstorable(value: Any, loc: list[str | int]) -> Iterator[list[str | int]]:
             for key, item in value.items():
                 if UNSTORABLE.search(key):
                     yield loc
-                yield from _unstorable(item, [*loc, key] if key in Parameters.model_fields else loc)
+                yield from _unstorable(item, [*loc, key] if key in Parameters.__annotations__ else loc)
         case list():
             for position, item in enumerate(value):
                 yield from _unstorable(item, [*loc, position])
