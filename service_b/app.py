@@ -24,7 +24,8 @@ from telemetry.process import start_vital
 
 log = structlog.stdlib.get_logger(__name__)
 
-MAX_BATCH = 1000
+MAX_BATCH = 100
+"""More rows at once are no cheaper, and make the process wait for one commit and then write answers in lumps."""
 MAX_WAITING = 20_000
 STORAGE_TIMEOUT_SECONDS = 4.0
 """The contract promises a 503 within 5 s."""
@@ -33,6 +34,7 @@ MEASURE_SECONDS = 15.0
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 TASKS = web.AppKey("TASKS", TaskTable)
+WAKE = web.AppKey("WAKE", asyncio.Event)
 
 
 def create_app(settings: Settings) -> web.Application:
@@ -40,7 +42,7 @@ def create_app(settings: Settings) -> web.Application:
     app = web.Application(middlewares=[answer], client_max_size=handlers.MAX_BODY_BYTES)
     app[SETTINGS] = settings
     app[handlers.APP_NAME] = settings.app_name
-    app[handlers.WAKE] = asyncio.Event()
+    app[WAKE] = asyncio.Event()
     app.cleanup_ctx.extend([_storage, _background])
     handlers.add_routes(app.router)
 
@@ -64,6 +66,8 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
                 grace_seconds=settings.service_a_grace_seconds,
                 deadline_seconds=settings.task_deadline_seconds,
             )
+            metrics.ACCEPTED.inc(len(batch))
+            app[WAKE].set()
             return [None] * len(batch)
 
         inserts = app[handlers.INSERTS] = Batcher(
@@ -101,11 +105,11 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
     """Run the relay and what wakes it, the reconciler, and the backlog's gauges."""
     settings = app[SETTINGS]
     async with Session(settings, settings.app_name) as session:
-        relay = Relay(session, app[TASKS], settings, app[handlers.WAKE])
+        relay = Relay(session, app[TASKS], settings, app[WAKE])
         reconciler = Reconciler(session, app[TASKS], settings, settings)
         relaying = start_vital(relay.run(), "relay")
         others = [
-            start_vital(listen(settings, app[handlers.WAKE]), "wakeup"),
+            start_vital(listen(settings, app[WAKE]), "wakeup"),
             start_vital(reconciler.run(), "reconciler"),
             start_vital(_measure(app[TASKS]), "backlog"),
         ]

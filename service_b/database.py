@@ -1,13 +1,17 @@
 """How both processes of service B reach PostgreSQL."""
 
+import asyncio
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
+import structlog
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from telemetry.settings import HostName
+
+log = structlog.stdlib.get_logger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 COMMAND_TIMEOUT_SECONDS = 10.0
@@ -93,13 +97,40 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
     }
 
 
+class Pool(asyncpg.Pool):
+    """A pool that takes a connection back without its user waiting for that.
+
+    It takes some turns of the event loop, each as long as all that hundreds of requests have to do meanwhile.
+    """
+
+    async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # type: ignore[explicit-override]
+        """Begin to take a connection back; one that cannot be reset is closed, and another one opened when needed."""
+        releasing = asyncio.create_task(super().release(connection, timeout=timeout))
+        releasing.add_done_callback(_log_failure)
+
+
+def _log_failure(releasing: asyncio.Task[None]) -> None:
+    if not releasing.cancelled() and (error := releasing.exception()):
+        log.warning("database.release_failed", error=repr(error))
+
+
 async def _keep(connection: asyncpg.Connection) -> None:
     """Reset nothing when a connection goes back to the pool: our statements leave nothing behind in a session."""
 
 
-def create_pool(settings: DatabaseSettings) -> asyncpg.Pool:
+def create_pool(settings: DatabaseSettings) -> Pool:
     """Make the pool. It connects when it is first used, so that a process may start before its database."""
-    return asyncpg.create_pool(min_size=0, max_size=settings.pool_size, reset=_keep, **_arguments(settings))
+    return Pool(
+        min_size=0,
+        max_size=settings.pool_size,
+        max_queries=50_000,
+        max_inactive_connection_lifetime=300.0,
+        reset=_keep,
+        loop=None,
+        connection_class=asyncpg.Connection,
+        record_class=asyncpg.Record,
+        **_arguments(settings),
+    )
 
 
 async def connect(settings: DatabaseSettings) -> asyncpg.Connection:

@@ -13,7 +13,6 @@ from asyncpg.pgproto.pgproto import UUID
 from uuid_utils import uuid7
 
 from messaging.batching import Batcher, BatcherFullError
-from service_b import metrics
 from service_b.answers import JsonAnswer
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS
 from service_b.errors import (
@@ -46,7 +45,6 @@ COMPLETED = b'{"code":200,"message":"Completed"}'
 APP_NAME = web.AppKey("APP_NAME", str)
 INSERTS = web.AppKey("INSERTS", Batcher[NewTask, None])
 STATUSES = web.AppKey("STATUSES", Statuses)
-WAKE = web.AppKey("WAKE", asyncio.Event)
 
 
 def add_routes(router: web.UrlDispatcher) -> None:
@@ -70,8 +68,6 @@ async def create_task(request: web.Request) -> web.StreamResponse:
     task_id = UUID(uuid7().bytes)
     task = NewTask(task_id, serial, wanted.timeout_seconds, wanted.parameters)
     await _stored(request.app[INSERTS].submit(task), task_id)
-    metrics.ACCEPTED.inc()
-    request.app[WAKE].set()
     name = str(task_id)
     return JsonAnswer(
         200,

@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 from aiohttp import web
+from aiohttp.web_urldispatcher import AbstractResource
 from prometheus_client import Histogram
 
 REQUESTS = Histogram(
@@ -15,13 +16,12 @@ REQUESTS = Histogram(
 
 def observe(request: web.Request, code: int, seconds: float) -> None:
     """Count an answer that has been made, by the code and the latency that its client sees."""
-    resource = request.match_info.route.resource
-    route = resource.canonical if resource else "unknown"
-    method = request.method if route != "unknown" else "any"
-    _observer(method, route, code).observe(seconds)
+    _observer(request.method, request.match_info.route.resource, code).observe(seconds)
 
 
 @lru_cache(maxsize=1024)
-def _observer(method: str, route: str, code: int) -> Histogram:
-    """Find a series; `labels` alone takes as long as the rest."""
-    return REQUESTS.labels(method, route, code)
+def _observer(method: str, resource: AbstractResource | None, code: int) -> Histogram:
+    """Find a series; `labels` alone takes as long as the rest. What no route serves makes no labels of its own."""
+    if resource is None:
+        return REQUESTS.labels("any", "unknown", code)
+    return REQUESTS.labels(method, resource.canonical, code)

@@ -10,14 +10,16 @@ from tests.system.spawning import free_port
 
 
 def measure(stage: Stage, report: Report) -> None:
-    """Measure with the broker down, and with 64 and with 512 connections."""
+    """Measure with the broker down and up, with 64 and with 512 connections each time."""
     with stage.room("no_broker") as room:
         web = room.start("service_b", AMQP_URL=f"amqp://guest:guest@127.0.0.1:{free_port()}/")
-        generate(Load(web.port, 64, seconds=stage.sizes.warmup, prefix="WARM"))
-        report.add("accept.no broker.bare handler", handler_rate(stage), "answers/s")
-        meter = Meter(room.servers | pids([web]))
-        result = generate(Load(web.port, 64, count=stage.sizes.tasks, prefix="DOWN"))
-        _note(report, "accept.no broker", result, result.rate, per_task(meter.seconds(), result.count))
+        for connections in (64, 512):
+            name = f"accept.no broker.{connections}"
+            generate(Load(web.port, connections, seconds=stage.sizes.warmup, prefix=f"W{connections}X"))
+            report.add(f"{name}.bare handler", handler_rate(stage, connections), "answers/s")
+            meter = Meter(room.servers | pids([web]))
+            result = generate(Load(web.port, connections, seconds=stage.sizes.seconds, prefix=f"D{connections}X"))
+            _note(report, name, result, result.rate, per_task(meter.seconds(), result.count))
     with stage.room("accept") as room:
         web = room.start("service_b")
         warm_up(room, web, stage)

@@ -55,10 +55,10 @@ def bare(stage: Stage, kind: str) -> Iterator[tuple[int, int]]:
         process.wait()
 
 
-def handler_rate(stage: Stage) -> float:
+def handler_rate(stage: Stage, connections: int = CONNECTIONS) -> float:
     """Measure the bare handler anew, for what is set against it."""
     with bare(stage, "aiohttp") as (port, _):
-        return generate(Load(port, CONNECTIONS, seconds=stage.sizes.seconds, warmup=stage.sizes.warmup)).rate
+        return generate(Load(port, connections, seconds=stage.sizes.seconds, warmup=stage.sizes.warmup)).rate
 
 
 def measure(stage: Stage, report: Report) -> None:

@@ -78,14 +78,21 @@ def growth_ratio(state: str, rate: str) -> Ratio:
     return Ratio(f"growth, {state}, {rate} / empty table", lambda f: f[name] / f[f"{name}, empty table"], at_least=0.85)
 
 
+def down_ratio(connections: int) -> Ratio:
+    """The rate of accepting with the broker down as a share of the bare handler's, measured right before it."""
+    name = f"accept.no broker.{connections}"
+    return Ratio(
+        f"accept, broker down / bare handler, {connections} connections",
+        lambda f: f[f"{name}.rate"] / f[f"{name}.bare handler"],
+        at_least=0.75,
+    )
+
+
 RATIOS = (
     Ratio("accept, relay included / ideal", lambda f: f["accept.64.rate"] / ideal_accept_rate(f), at_least=0.75),
     Ratio("accept, p99 / median, 64 connections", lambda f: f["accept.64.p99"] / f["accept.64.p50"], at_most=3),
-    Ratio(
-        "accept, broker down / bare handler",
-        lambda f: f["accept.no broker.rate"] / f["accept.no broker.bare handler"],
-        at_least=0.75,
-    ),
+    down_ratio(64),
+    down_ratio(512),
     Ratio(
         "status, finished / bare handler", lambda f: f["status.finished.rate"] / f["status.bare handler"], at_least=0.8
     ),

@@ -39,7 +39,7 @@ class Sizes:
     warmup: float = 1.0
     messages: int = 5000
     rows: int = 25_000
-    tasks: int = 8000
+    tasks: int = 20_000
     slots: int = 10_000
     delay_seconds: float = 60.0
     steady_seconds: float = 40.0
