@@ -12,8 +12,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import aiormq
-
 from configurator.service_a import ServiceA
 from messaging.channel import Channel
 from service_b import tasks
@@ -48,12 +46,12 @@ def after(owner: Any, name: str, counts: Callable[[dict[str, Any], Any], object]
 POINTS: dict[str, Callable[[], None]] = {
     "relay: claimed, not published": lambda: after(TaskTable, "claim", lambda _, claimed: claimed),
     # The broker confirms what it has safe; to die as its confirm arrives is to die before having seen it.
-    "relay: published, not confirmed": lambda: before(aiormq.Channel, "_on_confirm_frame"),
+    "relay: published, not confirmed": lambda: before(Channel, "on_confirm"),
     # The reconciler's probes, which are not mandatory, are none of the relay's.
     "relay: confirmed": lambda: after(Channel, "publish", lambda keywords, _: keywords.get("mandatory", True)),
     "configurator: delivered, not called": lambda: before(ServiceA, "configure"),
     "configurator: answered, not published": lambda: before(Channel, "publish"),
-    "configurator: published, not confirmed": lambda: before(aiormq.Channel, "_on_confirm_frame"),
+    "configurator: published, not confirmed": lambda: before(Channel, "on_confirm"),
     "configurator: confirmed, not acknowledged": lambda: before(Channel, "acknowledge"),
     "results: delivered, not recorded": lambda: before(TaskTable, "apply"),
     "results: recorded, not committed": lambda: before(tasks, "_promote"),
