@@ -81,6 +81,8 @@ async def test_calls_in_flight_survive_the_broker_and_none_is_made_twice(
     web, _, configurator = await breakable.start("service_b", "service_b.results", "configurator")
     paths = await breakable.submit(web, [*serials(250, "EARLY"), *serials(250, "LATER")])
     await breakable.calls(500)
+    for queue in (breakable.queues.to_configure_queue, breakable.queues.configured_queue):
+        await eventually(partial(rabbitmq.has_written, queue))
     await in_thread(end, rabbitmq)
     try:
         away.set()

@@ -105,6 +105,16 @@ class RabbitMQ:
         if self._process:
             end(self._process, signal.SIGKILL, timeout=10)
 
+    def has_written(self, queue: str) -> bool:
+        """Whether a quorum queue outlives `kill`.
+
+        RabbitMQ 3.10 writes a new one's name down half a second later (`ra_directory`); killed before, it has a queue
+        that never gets a leader again.
+        """
+        name = f"%2F_{queue}".encode()
+        names = self.folder / "data" / self.node / "quorum" / self.node / "names.dets"
+        return bytes([len(name)]) + name in names.read_bytes()
+
     def ctl(self, *arguments: str, timeout: float = 60) -> str:
         """Run `rabbitmqctl` against this node and return what it printed."""
         done = subprocess.run(
