@@ -15,6 +15,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from tests.system.spawning import free_port
+
 
 @dataclass(eq=False)
 class Work:
@@ -76,7 +78,7 @@ class FakeA:
         self.default = answer()
         self.script: defaultdict[str, deque[Behaviour]] = defaultdict(deque)
         self.ledger: list[Work] = []
-        self.port = 0
+        self.port = free_port()
         self._runner: web.AppRunner | None = None
         self._working: set[asyncio.Task[web.StreamResponse]] = set()
 
@@ -93,7 +95,6 @@ class FakeA:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096, reuse_address=True)
         await site.start()
-        self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         """Refuse connections and break those that are open; the work on the devices goes on."""

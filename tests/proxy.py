@@ -3,6 +3,8 @@
 import asyncio
 from typing import Self
 
+from tests.system.spawning import free_port
+
 CHUNK_BYTES = 64 * 1024
 BUFFERED_CHUNKS = 1024
 """How much one direction holds back before its sender is made to wait."""
@@ -19,7 +21,7 @@ class Proxy:
     """
 
     def __init__(self, target_host: str, target_port: int) -> None:
-        self.url_port = 0
+        self.url_port = free_port()
         self._target = target_host, target_port
         self._delay = 0.0
         self._passing = asyncio.Event()
@@ -31,7 +33,6 @@ class Proxy:
     async def start(self) -> None:
         """Listen; after a stop, on the same port again."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.url_port, reuse_address=True)
-        self.url_port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Refuse connections, and break those that are open."""

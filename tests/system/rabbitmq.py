@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.system.spawning import base_environment, end, free_port, spawn, wait_until
+from tests.system.spawning import PORTS, base_environment, end, free_port, spawn, wait_until
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 AMQP_GREETING = b"AMQP\x00\x00\x09\x01"  # AMQP 0-9-1 specification, 4.2.2
@@ -173,8 +173,9 @@ class RabbitMQ:
             "RABBITMQ_LOG": "-color",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"+S 2:2 +sbwt none +sbwtdio medium {LOOPBACK_ONLY}",
             "RABBITMQ_CTL_ERL_ARGS": LOOPBACK_ONLY,
+            # It takes the first that is free, so these are none that `free_port` gives.
             "RABBITMQ_CTL_DIST_PORT_MIN": "15000",
-            "RABBITMQ_CTL_DIST_PORT_MAX": "32000",
+            "RABBITMQ_CTL_DIST_PORT_MAX": str(PORTS.start - 1),
             # Makes the script become the server, so that the process that is signalled and killed is the server.
             "RUNNING_UNDER_SYSTEMD": "true",
         }

@@ -6,8 +6,9 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,10 @@ _libc = ctypes.CDLL(None)
 # The kernel takes the end of the *thread* that forked for the parent's death, so one thread that lives as long as
 # the program starts every child, whichever thread asks for it.
 _spawner = ThreadPoolExecutor(1, "spawner")
-_given_ports: set[int] = set()
+
+PORTS = range(16000, 32000)
+"""Below those that outgoing connections are given, so that a server that is started again finds its port free."""
+BLOCK = 50
 
 
 def spawn(
@@ -67,13 +71,30 @@ def base_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A free loopback port, below the range that outgoing connections are given, so that a restart finds it free."""
-    for _ in range(1000):
-        port = random.randrange(15000, 32000)
-        if port not in _given_ports and is_port_free(port):
-            _given_ports.add(port)
-            return port
-    raise RuntimeError("no free port between 15000 and 32000")
+    """A free loopback port that is given once, and to one process only, whoever else calls this on the machine."""
+    with _giving:
+        for port in _ports:
+            if is_port_free(port):
+                return port
+    raise RuntimeError(f"no free port from {PORTS.start} to {PORTS.stop}")
+
+
+def _own_ports() -> Iterator[int]:
+    """Take block after block; who has bound a block's first port for UDP has the block for as long as it lives."""
+    blocks = list(range(PORTS.start, PORTS.stop, BLOCK))
+    random.shuffle(blocks)
+    for first in blocks:
+        sign = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            sign.bind(("127.0.0.1", first))
+        except OSError:
+            sign.close()
+            continue
+        sign.detach()
+        yield from range(first, first + BLOCK)
+
+
+_ports, _giving = _own_ports(), threading.Lock()
 
 
 def is_port_free(port: int) -> bool:
