@@ -93,17 +93,15 @@ class Channel:
             self.lost.set_result(reason)
 
     async def close(self) -> None:
-        """Close the connection; a channel in good order first, since acknowledgements not yet written go with it."""
-        healthy = not self.lost.done()
+        """Close the connection; the broker reads what is written before the end of it."""
         self.lose("closed by us")
         self._watchdog.cancel()
         if self._declaring:
             self._declaring.cancel()
-        for close in (self._amqp.close, self._connection.close) if healthy else (self._connection.close,):
-            try:
-                await close(ConnectionError("closed by us"), timeout=CLOSE_TIMEOUT_SECONDS)
-            except (TimeoutError, OSError, AMQPError) as error:
-                log.debug("amqp.close_failed", error=repr(error))
+        try:
+            await self._connection.close(ConnectionError("closed by us"), timeout=CLOSE_TIMEOUT_SECONDS)
+        except (TimeoutError, OSError, AMQPError) as error:
+            log.debug("amqp.close_failed", error=repr(error))
 
     async def unblocked(self) -> None:
         """Wait while the broker, short of memory or disk, does not accept publishes."""
