@@ -1,6 +1,7 @@
 """A bad network for tests: a TCP proxy that goes silent, grows slow and breaks on demand."""
 
 import asyncio
+import ssl
 from typing import Self
 
 from tests.system.spawning import free_port
@@ -14,14 +15,15 @@ Chunk = tuple[float, bytes]
 
 
 class Proxy:
-    """Forwards connections from a loopback port of its own to `target_host:target_port`.
+    """Forwards connections from a loopback port of its own to `target_host:target_port`; with `tls`, ends TLS there.
 
     A black hole drops nothing by itself: what is sent into it arrives when it is lifted, or never, if `cut` comes
     first. Neither side notices a black hole but by the silence; both notice a cut.
     """
 
-    def __init__(self, target_host: str, target_port: int) -> None:
+    def __init__(self, target_host: str, target_port: int, tls: ssl.SSLContext | None = None) -> None:
         self.url_port = free_port()
+        self._tls = tls
         self._target = target_host, target_port
         self._delay = 0.0
         self._passing = asyncio.Event()
@@ -32,7 +34,9 @@ class Proxy:
 
     async def start(self) -> None:
         """Listen; after a stop, on the same port again."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.url_port, reuse_address=True)
+        self._server = await asyncio.start_server(
+            self._accept, "127.0.0.1", self.url_port, reuse_address=True, ssl=self._tls
+        )
 
     async def stop(self) -> None:
         """Refuse connections, and break those that are open."""

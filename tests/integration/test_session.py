@@ -2,12 +2,15 @@
 
 import asyncio
 import itertools
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiormq
 import pytest
+import trustme
 from pydantic import SecretStr
 from yarl import URL
 
@@ -167,6 +170,24 @@ async def test_a_session_waits_for_its_channel_and_hands_out_the_next_one_after_
     assert await waiting is second
     assert second is not first
     assert session.current is second
+
+
+async def test_a_broker_is_reached_by_tls_if_its_certificate_is_good(broker: BrokerSettings, tmp_path: Path) -> None:
+    authority, tls = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(tls)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    url = broker.nodes[0]
+    async with Proxy(url.host or "", url.port or 0, tls) as proxy:
+        there = url.with_scheme("amqps").with_host("localhost").with_port(proxy.url_port)
+        async with Session(_at(broker, there.update_query(cafile=str(tmp_path / "authority.pem"))), "test") as session:
+            channel = await _next(session)
+            deliveries = await _consume(channel, broker)
+            assert await _publish(channel, broker, b"over TLS") is Publication.CONFIRMED
+            await eventually(lambda: [delivery.body for delivery in deliveries] == [b"over TLS"])
+        async with Session(_at(broker, there), "test") as distrustful:
+            connecting = asyncio.create_task(_next(distrustful))
+            await eventually(lambda: distrustful.missing == "broker: AMQPConnectionError")
+            connecting.cancel()
 
 
 async def test_a_dead_node_is_passed_over(broker: BrokerSettings) -> None:
