@@ -1,10 +1,10 @@
 """The relay: from the task table to the broker (transactional outbox)."""
 
 import asyncio
-import json
 import time
 from collections import Counter
 
+import pydantic_core
 import structlog
 
 from messaging.channel import Channel
@@ -111,7 +111,7 @@ def _write(dispatch: Dispatch) -> Letter | None:
             equipment_id=dispatch.equipment_id,
             timeout_in_seconds=dispatch.timeout_seconds,
             time_limit_seconds=dispatch.time_limit_seconds,
-            parameters=json.loads(dispatch.parameters),
+            parameters=pydantic_core.from_json(dispatch.parameters),
         )
         return Letter(message.message_id, message.encode())
     except ValueError:
