@@ -3,7 +3,12 @@
 SHELL := /bin/sh
 python := .venv/bin/python
 bootstrap := tests/system/bootstrap.sh
+# Two tests at a time, on servers of each worker's own. A file's tests stay together; the long ones come first. After a
+# worker that has died there is no other, so that a test that hangs ends the run.
+workers := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 export COVERAGE_FILE := $(CURDIR)/.local/coverage/data
+# The libraries are compiled once, not by each of two hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## Show this list
@@ -16,7 +21,7 @@ demo: system-venv rabbitmq ## Show the whole system at work, from nothing: a sam
 .PHONY: test
 test: lint rabbitmq ## Run lint, types and every test on real servers, with coverage
 	$(python) -m coverage erase
-	$(python) -m coverage run -m pytest $(PYTEST_ARGS)
+	$(python) -m coverage run -m pytest $(workers) $(PYTEST_ARGS)
 	$(python) -m coverage combine --quiet
 	$(python) -m coverage report
 
