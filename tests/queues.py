@@ -9,6 +9,7 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 from prometheus_client import REGISTRY
 
+from messaging.channel import Channel
 from messaging.settings import BrokerSettings
 
 
@@ -64,6 +65,17 @@ async def queue_exists(settings: BrokerSettings, queue: str) -> bool:
         return False
     finally:
         await connection.close()
+    return True
+
+
+def is_blocked(channel: Channel) -> bool:
+    """Whether the broker has said that it takes nothing now. What waits for it is let go one step, and not timed."""
+    waiting = channel._connection.ready()
+    try:
+        waiting.send(None)
+    except StopIteration:
+        return False
+    waiting.close()
     return True
 
 

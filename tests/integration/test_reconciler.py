@@ -230,7 +230,7 @@ async def test_while_the_broker_accepts_no_publishes_nothing_is_observed_and_the
             await reconciler._look_at_queue(channel, watermark)
             return bool(watermark.observed)
 
-        assert await observes()
+        await eventually(observes)
         await asyncio.to_thread(own_rabbitmq.ctl, "set_vm_memory_high_watermark", "0")
 
         async def is_blocked() -> bool:

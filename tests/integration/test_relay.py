@@ -29,7 +29,7 @@ from service_b.relay import Relay
 from service_b.tasks import Dispatch, TaskTable
 from service_b.wakeup import listen
 from tests.conftest import eventually
-from tests.queues import count_ready, metric, queue_exists, take
+from tests.queues import count_ready, is_blocked, metric, queue_exists, take
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
 from tests.tasks import accept, finish, give_back, new_task, opened_table, row, states
@@ -404,21 +404,12 @@ async def test_a_broker_short_of_memory_is_given_nothing(
     async with relaying(settings, tasks) as running, channel_to(settings) as channel:
         await eventually(lambda: tasks.idle)
         current = await running.session.channel()
-
-        async def is_blocked() -> bool:
-            try:
-                async with asyncio.timeout(0.1):
-                    await current.unblocked()
-            except TimeoutError:
-                return True
-            return False
-
         await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0")
         try:
             # A connection is told that it is blocked when it publishes.
             ids = await accept(tasks, "DEVICE0")
             running.wake.set()
-            await eventually(is_blocked)
+            await eventually(lambda: is_blocked(current))
             ids += await accept(tasks, "DEVICE1")
             for _ in range(100):
                 running.wake.set()

@@ -24,6 +24,7 @@ from messaging.session import Session
 from messaging.settings import BrokerSettings
 from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.proxy import Proxy
+from tests.queues import is_blocked
 from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
 
@@ -576,7 +577,7 @@ async def test_publishes_pending_when_the_broker_closes_the_connection_are_uncer
     async with Session(settings, "test") as session, _memory_alarm(node):
         channel = await _next(session)
         pending = [asyncio.create_task(_publish(channel, settings, str(number).encode())) for number in range(200)]
-        await eventually(lambda: _is_blocked(channel))
+        await eventually(lambda: is_blocked(channel))
         await asyncio.to_thread(node.ctl, "close_all_connections", "a test")
         assert Publication.UNCERTAIN in await asyncio.gather(*pending)
         assert "broker" not in await _lost(channel)
@@ -593,7 +594,7 @@ async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(
         channel = await _next(session)
         async with _memory_alarm(node):
             await _publish(channel, settings, b"makes the broker say so")
-            await eventually(lambda: _is_blocked(channel))
+            await eventually(lambda: is_blocked(channel))
             assert not await channel.accepts_publishes()
             waiting = asyncio.create_task(channel.unblocked())
             ended, _ = await asyncio.wait({waiting}, timeout=0.2)
@@ -610,7 +611,7 @@ async def test_waiting_for_a_blocked_broker_ends_with_the_channel(node: RabbitMQ
     async with Session(settings, "test") as session, _memory_alarm(node):
         channel = await _next(session)
         publishing = asyncio.create_task(_publish(channel, settings))
-        await eventually(lambda: _is_blocked(channel))
+        await eventually(lambda: is_blocked(channel))
         waiting = asyncio.create_task(channel.unblocked())
         channel.lose("test")
         await asyncio.wait_for(waiting, DEADLINE_SECONDS)
@@ -625,12 +626,3 @@ async def _memory_alarm(node: RabbitMQ) -> AsyncIterator[None]:
         yield
     finally:
         await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
-
-
-async def _is_blocked(channel: Channel) -> bool:
-    try:
-        async with asyncio.timeout(0.01):
-            await channel.unblocked()
-    except TimeoutError:
-        return True
-    return False
