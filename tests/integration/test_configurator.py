@@ -590,13 +590,13 @@ async def test_a_task_that_waited_too_long_for_a_consumer_is_handed_back(
 
     The reconciler counts from when a task is taken: begun much later, its call could meet the next attempt's.
     """
-    monkeypatch.setattr(BrokerSettings, "lateness_seconds", 0.2)
     gate = asyncio.Event()
     fake_a.default = _held(gate)
     await start(concurrency=1, amqp_url=_behind(proxy, wire.broker))
     running, waiting = _task("ROUTER1"), _task("ROUTER2")
     await wire.put(running)
     await eventually(lambda: len(fake_a.ledger) == 1)
+    monkeypatch.setattr(BrokerSettings, "lateness_seconds", 0.2)
     proxy.blackhole(True)
     proxy.cut()
     await eventually(lambda: wire.waiting_is(1))
