@@ -23,7 +23,7 @@ from pamqp.commands import Basic
 from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
 from tests.chaos.messages import rubbish
-from tests.conftest import eventually, new_database
+from tests.conftest import DEADLINE_SECONDS, eventually, new_database
 from tests.fake_a import FakeA
 from tests.system.processes import Process
 from tests.system.spawning import free_port
@@ -43,7 +43,7 @@ class Web:
     accepted: int = 0
 
     def ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.process.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.process.port, timeout=DEADLINE_SECONDS)
         with contextlib.closing(connection):
             connection.request(method, path, body, headers)
             response = connection.getresponse()
