@@ -19,7 +19,7 @@ from service_b.tasks import Dispatch, TaskTable
 
 log = structlog.stdlib.get_logger(__name__)
 
-BATCH = 500
+BATCH = 300
 POLL_SECONDS = 1.0
 """Retries become due by the clock, and other processes' inserts are heard of only when theirs is away."""
 GATHER_SECONDS = 0.01
