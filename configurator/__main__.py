@@ -5,7 +5,7 @@ from aiohttp import web
 
 from configurator.app import create_app
 from configurator.settings import Settings
-from telemetry.process import prepare
+from runtime.process import prepare
 
 
 def main() -> None:

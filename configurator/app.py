@@ -10,8 +10,8 @@ from configurator.consumers import Consumers
 from configurator.service_a import ServiceA
 from configurator.settings import Settings
 from messaging.session import Session
-from telemetry.health import add_health_routes
-from telemetry.process import start_vital
+from runtime.health import add_health_routes
+from runtime.process import start_vital
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -13,12 +13,12 @@ import structlog
 from configurator import metrics
 from configurator.service_a import ServiceA
 from configurator.settings import Settings
-from messaging.batching import Batcher
 from messaging.channel import Channel, Delivery, acknowledge
 from messaging.frames import Letter
 from messaging.messages import ConfigureTask, DecodeError, Outcome, OutcomeKind
 from messaging.publishing import Publication
 from messaging.session import Session
+from runtime.batching import Batcher
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -4,7 +4,7 @@ from pydantic import Field, field_validator
 from yarl import URL
 
 from messaging.settings import BrokerSettings
-from telemetry.settings import LogSettings, OwnHost
+from runtime.settings import LogSettings, OwnHost
 
 
 class Settings(BrokerSettings, LogSettings):

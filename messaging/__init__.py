@@ -1,1 +1,1 @@
-"""How our processes talk: wire messages, topology, the AMQP session, batching."""
+"""How our processes talk: wire messages, topology, the AMQP session."""

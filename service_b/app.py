@@ -8,8 +8,10 @@ import asyncpg
 import structlog
 from aiohttp import web
 
-from messaging.batching import Batcher
 from messaging.session import Session
+from runtime.batching import Batcher
+from runtime.health import add_health_routes
+from runtime.process import start_vital
 from service_b import handlers, metrics
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS, create_pool
 from service_b.errors import answer
@@ -19,8 +21,6 @@ from service_b.settings import Settings
 from service_b.statuses import Statuses
 from service_b.tasks import NewTask, TaskTable
 from service_b.wakeup import listen
-from telemetry.health import add_health_routes
-from telemetry.process import start_vital
 
 log = structlog.stdlib.get_logger(__name__)
 

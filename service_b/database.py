@@ -9,7 +9,7 @@ import structlog
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from telemetry.settings import HostName
+from runtime.settings import HostName
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -12,8 +12,8 @@ from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_urldispatcher import _default_expect_handler
 
+from runtime.http import observe
 from service_b.answers import JsonAnswer
-from telemetry.http import observe
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from aiohttp.http_exceptions import PayloadEncodingError
 from asyncpg.pgproto.pgproto import UUID
 from uuid_utils import uuid7
 
-from messaging.batching import Batcher, BatcherFullError
+from runtime.batching import Batcher, BatcherFullError
 from service_b.answers import JsonAnswer
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS
 from service_b.errors import (

@@ -3,8 +3,8 @@
 from pydantic import Field
 
 from messaging.settings import BrokerSettings
+from runtime.settings import LogSettings, OwnHost
 from service_b.database import DatabaseSettings
-from telemetry.settings import LogSettings, OwnHost
 
 
 class Settings(BrokerSettings, DatabaseSettings, LogSettings):

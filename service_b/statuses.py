@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from uuid import UUID
 
-from messaging.batching import Batcher
+from runtime.batching import Batcher
 from service_b.tasks import Status
 
 MAX_KEPT = 50_000

@@ -3,9 +3,9 @@
 import uvloop
 from aiohttp import web
 
+from runtime.process import prepare
 from service_b.results.app import create_app
 from service_b.results.settings import Settings
-from telemetry.process import prepare
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from messaging.session import Session
+from runtime.health import add_health_routes
+from runtime.process import start_vital
 from service_b.database import create_pool
 from service_b.results.recorder import Recorder
 from service_b.results.settings import Settings
 from service_b.tasks import TaskTable
-from telemetry.health import add_health_routes
-from telemetry.process import start_vital
 
 STOP_SECONDS = 30.0
 

@@ -9,8 +9,8 @@ import structlog
 
 from messaging.channel import Channel, Delivery, acknowledge
 from messaging.messages import DecodeError, Outcome
-from messaging.metrics import BATCH_SIZE
 from messaging.session import Session
+from runtime.metrics import BATCH_SIZE
 from service_b import metrics
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS
 from service_b.results.decision import decide

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from messaging import batching
-from messaging.batching import Batcher, BatcherFullError
+from runtime import batching
+from runtime.batching import Batcher, BatcherFullError
 from tests.conftest import DEADLINE_SECONDS, eventually
 
 

@@ -14,7 +14,7 @@ import service_a.settings
 import service_b.results.settings
 import service_b.settings
 from messaging.settings import BrokerSettings
-from telemetry.settings import read_settings
+from runtime.settings import read_settings
 from tests.system.spawning import ROOT, base_environment
 
 SECRET = "hunter2-Secret"

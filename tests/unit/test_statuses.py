@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from messaging.batching import Batcher
+from runtime.batching import Batcher
 from service_b import statuses
 from service_b.statuses import Statuses
 from service_b.tasks import Status

@@ -17,11 +17,11 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_aiohttp.plugin import AiohttpClient
 
+from runtime import health, process
+from runtime.health import Check, add_health_routes
+from runtime.logs import configure_logs
+from runtime.settings import LogSettings
 from service_b.errors import answer
-from telemetry import health, process
-from telemetry.health import Check, add_health_routes
-from telemetry.logs import configure_logs
-from telemetry.settings import LogSettings
 
 SECRET = "hunter2-Secret"
 

@@ -5,7 +5,7 @@ import sys
 
 import structlog
 
-from telemetry.settings import LogSettings
+from runtime.settings import LogSettings
 
 
 def configure_logs(settings: LogSettings) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from typing import Generic, TypeVar
 
-from messaging import metrics
+from runtime import metrics
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from telemetry.logs import configure_logs
-from telemetry.settings import LogSettings, read_settings
+from runtime.logs import configure_logs
+from runtime.settings import LogSettings, read_settings
 
 S = TypeVar("S", bound=LogSettings)
 
