@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import aiormq
 import asyncpg
+import hypothesis
 import pytest
 from pydantic import SecretStr
 from yarl import URL
@@ -20,10 +21,16 @@ from yarl import URL
 from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
 from service_b.database import DatabaseSettings
+from service_b.tasks import TaskTable
 from tests.fake_a import FakeA
-from tests.system.migrate import migrate
+from tests.system.migrate import dbmate, migrate
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
+from tests.tasks import opened_table
+
+# Hypothesis searches without a time limit per example: the machine may be busy with other work.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 DEADLINE_SECONDS = 90.0
 """How long `eventually` waits: a limit for a broken system, never a measure of a working one."""
@@ -108,10 +115,36 @@ async def _execute(url: str, statement: str) -> None:
         await connection.close()
 
 
+@pytest.fixture(scope="session")
+def shared_database_url(postgres_url: str) -> Iterator[str]:
+    """A migrated database for the many quick tests that need nothing but its tables."""
+    url = str(URL(postgres_url).with_path(f"/shared_{uuid4().hex}"))
+    migrate(url)
+    yield url
+    dbmate(url, "drop")
+
+
+@pytest.fixture
+async def emptied_database_url(shared_database_url: str) -> str:
+    """The shared database with its tables empty: a fortieth of the price of a new one."""
+    connection = await asyncpg.connect(shared_database_url)
+    async with asyncio.timeout(30):
+        await connection.execute("TRUNCATE task RESTART IDENTITY")
+    await connection.close()
+    return shared_database_url
+
+
 @pytest.fixture
 async def database(database_url: str) -> DatabaseSettings:
     """Settings for the test's database."""
     return DatabaseSettings(database_url=SecretStr(database_url), pool_size=5)
+
+
+@pytest.fixture
+async def tasks(database: DatabaseSettings) -> AsyncIterator[TaskTable]:
+    """The task table of the test's database."""
+    async with opened_table(database) as table:
+        yield table
 
 
 @pytest.fixture
