@@ -12,14 +12,15 @@ from messaging.session import Session
 from runtime.batching import Batcher
 from runtime.health import add_health_routes
 from runtime.process import start_vital
-from service_b import handlers, metrics
+from service_b import metrics
+from service_b.api import routes
+from service_b.api.errors import answer
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS, create_pool
-from service_b.errors import answer
-from service_b.reconciler import Reconciler
+from service_b.maintenance.reconciler import Reconciler
 from service_b.relay import Relay
 from service_b.settings import Settings
 from service_b.statuses import Statuses
-from service_b.tasks import NewTask, TaskTable
+from service_b.tasks.table import NewTask, TaskTable
 from service_b.wakeup import listen
 
 log = structlog.stdlib.get_logger(__name__)
@@ -39,12 +40,12 @@ WAKE = web.AppKey("WAKE", asyncio.Event)
 
 def create_app(settings: Settings) -> web.Application:
     """Wire the web process."""
-    app = web.Application(middlewares=[answer], client_max_size=handlers.MAX_BODY_BYTES)
+    app = web.Application(middlewares=[answer], client_max_size=routes.MAX_BODY_BYTES)
     app[SETTINGS] = settings
-    app[handlers.APP_NAME] = settings.app_name
+    app[routes.APP_NAME] = settings.app_name
     app[WAKE] = asyncio.Event()
     app.cleanup_ctx.extend([_storage, _background])
-    handlers.add_routes(app.router)
+    routes.add_routes(app.router)
 
     async def storage() -> str | None:
         return await app[TASKS].missing()
@@ -70,7 +71,7 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
             app[WAKE].set()
             return [None] * len(batch)
 
-        inserts = app[handlers.INSERTS] = Batcher(
+        inserts = app[routes.INSERTS] = Batcher(
             "insert",
             insert,
             max_batch=MAX_BATCH,
@@ -85,7 +86,7 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
             max_waiting=MAX_WAITING,
             timeout=STORAGE_TIMEOUT_SECONDS,
         )
-        app[handlers.STATUSES] = Statuses(lookups)
+        app[routes.STATUSES] = Statuses(lookups)
         yield
         await inserts.close()
         await lookups.close()

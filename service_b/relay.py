@@ -15,7 +15,7 @@ from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS
-from service_b.tasks import Dispatch, TaskTable
+from service_b.tasks.table import Dispatch, TaskTable
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from uuid import UUID
 
 from runtime.batching import Batcher
-from service_b.tasks import Status
+from service_b.tasks.table import Status
 
 MAX_KEPT = 50_000
 """Some 400 bytes each."""

@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from service_b.database import STORAGE_ERRORS, DatabaseSettings, connect
-from service_b.tasks import CHANNEL
+from service_b.tasks.table import CHANNEL
 
 log = structlog.stdlib.get_logger(__name__)
 

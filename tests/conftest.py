@@ -21,7 +21,7 @@ from yarl import URL
 from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
 from service_b.database import DatabaseSettings
-from service_b.tasks import TaskTable
+from service_b.tasks.table import TaskTable
 from tests.fake_a import FakeA
 from tests.system.migrate import dbmate, migrate
 from tests.system.postgres import PostgreSQL

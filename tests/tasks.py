@@ -8,7 +8,7 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 from service_b.database import DatabaseSettings, create_pool
-from service_b.tasks import Change, Dispatch, NewTask, TaskTable
+from service_b.tasks.table import Change, Dispatch, NewTask, TaskTable
 
 STATE = """
     CASE WHEN status <> 'pending' THEN status WHEN NOT active THEN 'waiting'

@@ -11,7 +11,7 @@ from runtime.process import start_vital
 from service_b.database import create_pool
 from service_b.results.recorder import Recorder
 from service_b.results.settings import Settings
-from service_b.tasks import TaskTable
+from service_b.tasks.table import TaskTable
 
 STOP_SECONDS = 30.0
 

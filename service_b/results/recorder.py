@@ -15,7 +15,7 @@ from service_b import metrics
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS
 from service_b.results.decision import decide
 from service_b.results.settings import Settings
-from service_b.tasks import Change, TaskTable
+from service_b.tasks.table import Change, TaskTable
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -96,7 +96,7 @@ MUTANTS = (
     ),
     Mutant(
         "no status='pending' guard",
-        "service_b/tasks.py",
+        "service_b/tasks/table.py",
         [
             (" AND task.status = 'pending'\n                    ORDER BY", "\n                    ORDER BY"),
             ("AND task.status = 'pending' AND (change", "AND (change"),
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     Mutant(
         "no attempt guard",
-        "service_b/tasks.py",
+        "service_b/tasks/table.py",
         [
             ("WHERE task.attempt = change.attempt AND task.status", "WHERE task.status"),
             ("task.id = locked.id AND task.attempt = change.attempt\n", "task.id = locked.id\n"),
@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     Mutant(
         "publish before the claim is committed",
-        "service_b/tasks.py",
+        "service_b/tasks/table.py",
         [("SET due_at = NULL, dispatched_at = now(), attempt", "SET dispatched_at = now(), attempt")],
         CALM,
         frozenset({"overlapping", "called after the end"}),
@@ -135,7 +135,7 @@ MUTANTS = (
         [("UNIQUE INDEX task_active ON task (equipment_id)", "UNIQUE INDEX task_active ON task (equipment_id, id)")],
         CALM,
         frozenset({"overlapping"}),
-        also=("service_b/tasks.py", ("ON CONFLICT (equipment_id) WHERE", "ON CONFLICT (equipment_id, id) WHERE")),
+        also=("service_b/tasks/table.py", ("ON CONFLICT (equipment_id) WHERE", "ON CONFLICT (equipment_id, id) WHERE")),
     ),
     Mutant(
         "redelivered work called blindly",
@@ -167,7 +167,7 @@ MUTANTS = (
     ),
     Mutant(
         "reconciler off",
-        "service_b/reconciler.py",
+        "service_b/maintenance/reconciler.py",
         [("                    await self._report_overdue(channel, watermark)\n", "                    pass\n")],
         PURGED,
         frozenset({"lost"}),
@@ -183,14 +183,14 @@ MUTANTS = (
     ),
     Mutant(
         "promotion out of order",
-        "service_b/tasks.py",
+        "service_b/tasks/table.py",
         [("ORDER BY seq LIMIT 1", "ORDER BY seq DESC LIMIT 1")],
         AWAY,
         frozenset({"order"}),
     ),
     Mutant(
         "dispatched tasks expire",
-        "service_b/tasks.py",
+        "service_b/tasks/table.py",
         [("AND (due_at IS NOT NULL OR NOT active)\n                      AND deadline_at", "AND deadline_at")],
         HASTY,
         frozenset({"overlapping"}),
@@ -211,7 +211,7 @@ MUTANTS = (
     ),
     Mutant(
         "answered before it is stored",
-        "service_b/handlers.py",
+        "service_b/api/routes.py",
         [
             (
                 "await _stored(request.app[INSERTS].submit(task), task_id)",
@@ -242,7 +242,7 @@ MUTANTS = (
     ),
     Mutant(
         "a status is forgotten now and then",
-        "service_b/tasks.py",
+        "service_b/tasks/table.py",
         [("        return [found.get(id_) for id_ in ids]\n", FORGET)],
         CALM,
         frozenset({"going back"}),

@@ -14,8 +14,8 @@ from typing import Any
 
 from configurator.service_a import ServiceA
 from messaging.channel import Channel
-from service_b import tasks
-from service_b.tasks import TaskTable
+from service_b.tasks import table
+from service_b.tasks.table import TaskTable
 
 
 def die() -> None:
@@ -54,7 +54,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "configurator: published, not confirmed": lambda: before(Channel, "on_confirm"),
     "configurator: confirmed, not acknowledged": lambda: before(Channel, "acknowledge"),
     "results: delivered, not recorded": lambda: before(TaskTable, "apply"),
-    "results: recorded, not committed": lambda: before(tasks, "_promote"),
+    "results: recorded, not committed": lambda: before(table, "_promote"),
     "results: committed, not acknowledged": lambda: after(TaskTable, "apply", lambda *_: True),
 }
 

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from uuid_utils.compat import uuid7
 
 from service_b.database import DatabaseSettings, create_pool
-from service_b.tasks import NewTask, TaskTable
+from service_b.tasks.table import NewTask, TaskTable
 from tests.conftest import eventually, new_database, own_queues
 from tests.e2e.conftest import (
     BODY,

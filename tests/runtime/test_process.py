@@ -21,7 +21,7 @@ from runtime import health, process
 from runtime.health import Check, add_health_routes
 from runtime.logs import configure_logs
 from runtime.settings import LogSettings
-from service_b.errors import answer
+from service_b.api.errors import answer
 
 SECRET = "hunter2-Secret"
 

@@ -26,7 +26,7 @@ from messaging.settings import BrokerSettings
 from service_b import relay as relay_module
 from service_b.database import DatabaseSettings
 from service_b.relay import Relay
-from service_b.tasks import Dispatch, TaskTable
+from service_b.tasks.table import Dispatch, TaskTable
 from service_b.wakeup import listen
 from tests.conftest import eventually
 from tests.queues import count_ready, is_blocked, metric, queue_exists, take

@@ -8,7 +8,7 @@ import pytest
 from runtime.batching import Batcher
 from service_b import statuses
 from service_b.statuses import Statuses
-from service_b.tasks import Status
+from service_b.tasks.table import Status
 
 
 async def test_final_statuses_alone_are_kept_and_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from pytest_aiohttp.plugin import AiohttpServer
 
-from service_b.answers import JsonAnswer
+from service_b.api.answers import JsonAnswer
 
 BODY = b'{"code":200}'
 

@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from messaging.messages import ConfigureTask
-from service_b.errors import ApiError, BadRequestError, EquipmentNotFoundError, InvalidBodyError
-from service_b.schemas import ConfigureRequest, parse_request, parse_serial
+from service_b.api.bodies import ConfigureRequest, parse_request, parse_serial
+from service_b.api.errors import ApiError, BadRequestError, EquipmentNotFoundError, InvalidBodyError
 
 SECRET = "hunter2-Secret"
 PARAMETERS: dict[str, Any] = {"username": "admin", "password": SECRET, "interfaces": [1, 2, 3]}

@@ -19,11 +19,11 @@ from pytest_aiohttp.plugin import AiohttpClient
 from structlog.testing import capture_logs
 from yarl import URL
 
-from service_b import handlers
+from service_b.api import routes
 from service_b.app import create_app
 from service_b.database import DatabaseSettings
 from service_b.settings import Settings
-from service_b.tasks import TaskTable
+from service_b.tasks.table import TaskTable
 from tests.conftest import DEADLINE_SECONDS, eventually, new_database
 from tests.system.spawning import free_port
 
@@ -350,7 +350,7 @@ async def test_a_bug_is_opaque(client: Client, task: str, monkeypatch: pytest.Mo
         operation.close()
         raise ZeroDivisionError("SECRET")
 
-    monkeypatch.setattr(handlers, "_stored", broken)
+    monkeypatch.setattr(routes, "_stored", broken)
     await assert_answer(await client.get(task), 500, PROVISIONING_EXCEPTION)
 
 
@@ -419,7 +419,7 @@ async def test_malformed_chunks(refusing: Client) -> None:
 
 async def test_malformed_chunks_after_a_good_head(refusing: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """aiohttp tells nobody of a chunk that it cannot read: without a limit its client would wait for ever."""
-    monkeypatch.setattr(handlers, "BODY_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(routes, "BODY_TIMEOUT_SECONDS", 0.2)
     reader, writer = await asyncio.open_connection(refusing.host, refusing.port)
     writer.write(f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n".encode())
     await eventually(lambda: requests_at_work(refusing))
@@ -532,7 +532,7 @@ async def test_a_row_that_the_table_refuses_is_a_bug_and_spoils_no_other(
 async def test_too_many_waiting_requests_are_told_to_come_again(
     client: Client, task: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.server.app[handlers.STATUSES]._lookups, "_max_waiting", 0)  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.server.app[routes.STATUSES]._lookups, "_max_waiting", 0)  # type: ignore[attr-defined]
     await assert_unavailable(await client.get(task))
 
 

@@ -23,17 +23,17 @@ from messaging.channel import Channel
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from messaging.session import Session
 from messaging.settings import BrokerSettings
-from service_b import reconciler as reconciler_module
 from service_b import relay as relay_module
 from service_b.app import TASKS
 from service_b.app import create_app as create_web_app
 from service_b.database import DatabaseSettings
-from service_b.reconciler import LOCK_KEY, Reconciler, Watermark
+from service_b.maintenance import reconciler as reconciler_module
+from service_b.maintenance.reconciler import LOCK_KEY, Reconciler, Watermark
 from service_b.relay import Relay
 from service_b.results.app import create_app as create_results_app
 from service_b.results.settings import Settings as ResultsSettings
 from service_b.settings import Settings as WebSettings
-from service_b.tasks import Dispatch, TaskTable
+from service_b.tasks.table import Dispatch, TaskTable
 from tests.conftest import eventually
 from tests.queues import busy_reader, count_ready, metric, queue_exists, take
 from tests.system.rabbitmq import RabbitMQ

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service_b import reconciler
-from service_b.reconciler import OBSERVATIONS, TICK_SECONDS, Watermark
+from service_b.maintenance import reconciler
+from service_b.maintenance.reconciler import OBSERVATIONS, TICK_SECONDS, Watermark
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LONGEST_LIMIT_SECONDS = 3600 + 86400

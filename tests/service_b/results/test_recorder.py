@@ -20,7 +20,7 @@ from service_b.database import DatabaseSettings
 from service_b.results import app, recorder
 from service_b.results.app import create_app
 from service_b.results.settings import Settings
-from service_b.tasks import TaskTable
+from service_b.tasks.table import TaskTable
 from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.proxy import Proxy
 from tests.queues import count_ready, metric, send, take

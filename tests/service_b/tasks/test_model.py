@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from uuid_utils.compat import uuid7
 
-from service_b.tasks import Change, NewTask, TaskTable
+from service_b.tasks.table import Change, NewTask, TaskTable
 from tests.conftest import new_database
 
 DEVICES = ["DEVICE1", "DEVICE2", "DEVICE3"]

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from service_b.database import REFUSED_ROW, DatabaseSettings, create_pool
-from service_b.tasks import CHANNEL, Attempt, Change, Dispatch, NewTask, Status, TaskTable
+from service_b.tasks.table import CHANNEL, Attempt, Change, Dispatch, NewTask, Status, TaskTable
 from tests.conftest import eventually
 from tests.tasks import accept, finish, give_back, let_time_pass, new_task, row, states
 

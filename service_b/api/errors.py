@@ -13,7 +13,7 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_urldispatcher import _default_expect_handler
 
 from runtime.http import observe
-from service_b.answers import JsonAnswer
+from service_b.api.answers import JsonAnswer
 
 log = structlog.stdlib.get_logger(__name__)
 

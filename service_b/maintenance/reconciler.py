@@ -19,7 +19,7 @@ from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS, DatabaseSettings, connect
-from service_b.tasks import Attempt, TaskTable
+from service_b.tasks.table import Attempt, TaskTable
 
 log = structlog.stdlib.get_logger(__name__)
 

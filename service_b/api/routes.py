@@ -13,9 +13,9 @@ from asyncpg.pgproto.pgproto import UUID
 from uuid_utils import uuid7
 
 from runtime.batching import Batcher, BatcherFullError
-from service_b.answers import JsonAnswer
-from service_b.database import REFUSED_ROW, STORAGE_ERRORS
-from service_b.errors import (
+from service_b.api.answers import JsonAnswer
+from service_b.api.bodies import parse_request, parse_serial
+from service_b.api.errors import (
     RETRY_AFTER_SECONDS,
     ApiError,
     BadRequestError,
@@ -25,9 +25,9 @@ from service_b.errors import (
     TaskNotFoundError,
     json_error,
 )
-from service_b.schemas import parse_request, parse_serial
+from service_b.database import REFUSED_ROW, STORAGE_ERRORS
 from service_b.statuses import Statuses
-from service_b.tasks import NewTask
+from service_b.tasks.table import NewTask
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -10,7 +10,7 @@ import pydantic_core
 from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from service_b.errors import BadRequestError, EquipmentNotFoundError, InvalidBodyError
+from service_b.api.errors import BadRequestError, EquipmentNotFoundError, InvalidBodyError
 
 SERIAL = re.compile(r"[a-zA-Z0-9]{6,128}", re.ASCII)
 MAX_DEPTH = 100

@@ -1,0 +1,1 @@
+"""HTTP: routes, bodies, errors, answers. Knows neither messaging nor SQL."""

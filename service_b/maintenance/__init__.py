@@ -1,0 +1,1 @@
+"""What makes sure that every task ends, and that the tables stay small."""

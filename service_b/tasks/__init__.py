@@ -1,0 +1,1 @@
+"""The tasks: all of their SQL."""
