@@ -2,34 +2,29 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import asyncpg
 import structlog
 from aiohttp import web
 
 from messaging.session import Session
-from runtime.batching import Batcher
 from runtime.health import add_health_routes
 from runtime.process import start_vital
 from service_b import metrics
 from service_b.api import routes
 from service_b.api.errors import answer
-from service_b.database import REFUSED_ROW, STORAGE_ERRORS, create_pool
+from service_b.database import STORAGE_ERRORS, create_pool
 from service_b.maintenance.reconciler import Reconciler
 from service_b.relay import Relay
 from service_b.settings import Settings
 from service_b.statuses import Statuses
-from service_b.tasks.table import NewTask, TaskTable
+from service_b.submission import Submission
+from service_b.tasks.table import TaskTable
 from service_b.wakeup import listen
 
 log = structlog.stdlib.get_logger(__name__)
 
-MAX_BATCH = 100
-"""More rows at once are no cheaper, and make the process wait for one commit and then write answers in lumps."""
-MAX_WAITING = 20_000
-STORAGE_TIMEOUT_SECONDS = 4.0
-"""The contract promises a 503 within 5 s."""
 STOP_SECONDS = 10.0
 MEASURE_SECONDS = 15.0
 
@@ -56,40 +51,14 @@ def create_app(settings: Settings) -> web.Application:
 
 
 async def _storage(app: web.Application) -> AsyncIterator[None]:
-    """Open the table and the batchers in front of it; the last batches are flushed before the pool closes."""
-    settings = app[SETTINGS]
-    async with create_pool(settings) as pool:
+    """Open the table and what stands in front of it; the last batches are flushed before the pool closes."""
+    async with create_pool(app[SETTINGS]) as pool:
         tasks = app[TASKS] = TaskTable(pool)
-
-        async def insert(batch: Sequence[NewTask]) -> Sequence[None]:
-            await tasks.insert(
-                batch,
-                grace_seconds=settings.service_a_grace_seconds,
-                deadline_seconds=settings.task_deadline_seconds,
-            )
-            metrics.ACCEPTED.inc(len(batch))
-            app[WAKE].set()
-            return [None] * len(batch)
-
-        inserts = app[routes.INSERTS] = Batcher(
-            "insert",
-            insert,
-            max_batch=MAX_BATCH,
-            max_waiting=MAX_WAITING,
-            timeout=STORAGE_TIMEOUT_SECONDS,
-            poison=REFUSED_ROW,
-        )
-        lookups = Batcher(
-            "status",
-            tasks.statuses,
-            max_batch=MAX_BATCH,
-            max_waiting=MAX_WAITING,
-            timeout=STORAGE_TIMEOUT_SECONDS,
-        )
-        app[routes.STATUSES] = Statuses(lookups)
+        submission = app[routes.SUBMISSION] = Submission(tasks, app[SETTINGS], app[WAKE])
+        statuses = app[routes.STATUSES] = Statuses(tasks.statuses)
         yield
-        await inserts.close()
-        await lookups.close()
+        await submission.close()
+        await statuses.close()
         await _close(pool)
 
 

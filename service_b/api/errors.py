@@ -77,7 +77,7 @@ class InvalidBodyError(ApiError):
         self.errors = errors
 
 
-class StorageUnavailableError(ApiError):
+class UnavailableError(ApiError):
     """The database did not answer in time; whether a task was stored is not known."""
 
     code = 503

@@ -5,14 +5,9 @@ import re
 from collections.abc import Awaitable
 from typing import TypeVar
 
-import asyncpg
-import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
-from asyncpg.pgproto.pgproto import UUID
-from uuid_utils import uuid7
 
-from runtime.batching import Batcher, BatcherFullError
 from service_b.api.answers import JsonAnswer
 from service_b.api.bodies import parse_request, parse_serial
 from service_b.api.errors import (
@@ -21,15 +16,13 @@ from service_b.api.errors import (
     BadRequestError,
     CompressedBodyError,
     EquipmentNotFoundError,
-    StorageUnavailableError,
     TaskNotFoundError,
+    UnavailableError,
     json_error,
 )
-from service_b.database import REFUSED_ROW, STORAGE_ERRORS
 from service_b.statuses import Statuses
-from service_b.tasks.table import NewTask
-
-log = structlog.stdlib.get_logger(__name__)
+from service_b.storage import StorageRefusedError, StorageUnavailableError
+from service_b.submission import Submission
 
 T = TypeVar("T")
 
@@ -43,7 +36,7 @@ COMPLETED = b'{"code":200,"message":"Completed"}'
 
 
 APP_NAME = web.AppKey("APP_NAME", str)
-INSERTS = web.AppKey("INSERTS", Batcher[NewTask, None])
+SUBMISSION = web.AppKey("SUBMISSION", Submission)
 STATUSES = web.AppKey("STATUSES", Statuses)
 
 
@@ -65,10 +58,8 @@ async def create_task(request: web.Request) -> web.StreamResponse:
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise CompressedBodyError
     wanted = parse_request(await _read(request))
-    task_id = UUID(uuid7().bytes)
-    task = NewTask(task_id, serial, wanted.timeout_seconds, wanted.parameters)
-    await _stored(request.app[INSERTS].submit(task), task_id)
-    name = str(task_id)
+    submission = request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters)
+    name = str(await _from_storage(submission))
     return JsonAnswer(
         200,
         b'{"code":200,"taskId":"%s"}' % name.encode(),
@@ -81,8 +72,7 @@ async def tell_status(request: web.Request) -> web.StreamResponse:
     serial = parse_serial(request.match_info["id"])
     if not CANONICAL_UUID.fullmatch(request.match_info["task"]):
         raise TaskNotFoundError
-    task_id = UUID(request.match_info["task"])
-    status = await _stored(request.app[STATUSES].get(task_id), task_id)
+    status = await _from_storage(request.app[STATUSES].get(request.match_info["task"]))
     if status is None:
         raise TaskNotFoundError
     if status.equipment_id != serial or status.code == 404:
@@ -108,14 +98,11 @@ async def _read(request: web.Request) -> bytes:
         raise BadRequestError("The body did not arrive") from None
 
 
-async def _stored(operation: Awaitable[T], task_id: UUID) -> T:
+async def _from_storage(operation: Awaitable[T]) -> T:
     """Wait for storage, and turn what it raises into an answer."""
     try:
         return await operation
-    except REFUSED_ROW as error:  # A bug: what the schemas let through, the table must take. Its text quotes the row.
-        log.error("storage.refused", task_id=str(task_id), error=type(error).__name__)
+    except StorageRefusedError:
         raise ApiError from None
-    except (*STORAGE_ERRORS, BatcherFullError) as error:
-        reason = error.sqlstate if isinstance(error, asyncpg.PostgresError) else ""
-        log.warning("storage.unavailable", task_id=str(task_id), error=type(error).__name__, sqlstate=reason)
-        raise StorageUnavailableError from None
+    except StorageUnavailableError:
+        raise UnavailableError from None

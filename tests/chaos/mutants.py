@@ -211,13 +211,8 @@ MUTANTS = (
     ),
     Mutant(
         "answered before it is stored",
-        "service_b/api/routes.py",
-        [
-            (
-                "await _stored(request.app[INSERTS].submit(task), task_id)",
-                "asyncio.ensure_future(request.app[INSERTS].submit(task))",
-            )
-        ],
+        "service_b/submission.py",
+        [("await self._inserts.ask(task, task_id)", "asyncio.ensure_future(self._inserts.ask(task, task_id))")],
         WEB_DIES,
         frozenset({"lost"}),
     ),

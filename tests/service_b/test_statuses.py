@@ -3,16 +3,11 @@
 from collections.abc import Sequence
 from uuid import UUID, uuid4
 
-import pytest
-
-from runtime.batching import Batcher
-from service_b import statuses
 from service_b.statuses import Statuses
 from service_b.tasks.table import Status
 
 
-async def test_final_statuses_alone_are_kept_and_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statuses, "MAX_KEPT", 2)
+async def test_final_statuses_alone_are_kept_and_only_so_many() -> None:
     missing, running, *finished = [uuid4() for _ in range(5)]
     table = {running: Status("ABC1234", None)}
     table |= {id_: Status("ABC1234", code) for id_, code in zip(finished, (200, 404, 500), strict=True)}
@@ -22,11 +17,11 @@ async def test_final_statuses_alone_are_kept_and_only_so_many(monkeypatch: pytes
         asked.extend(batch)
         return [table.get(id_) for id_ in batch]
 
-    kept = Statuses(Batcher("status", look_up, max_batch=10, max_waiting=10, timeout=9))
+    kept = Statuses(look_up, max_kept=2)
 
     async def costs_a_lookup(id_: UUID) -> bool:
         asked.clear()
-        assert await kept.get(id_) == table.get(id_)
+        assert await kept.get(str(id_)) == table.get(id_)
         return bool(asked)
 
     assert [await costs_a_lookup(id_) for id_ in (missing, running, *finished)] == [True] * 5

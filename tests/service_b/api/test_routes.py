@@ -346,11 +346,11 @@ async def test_the_broker_is_not_needed(client: Client) -> None:
 
 
 async def test_a_bug_is_opaque(client: Client, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(operation: Coroutine[Any, Any, object], _: object) -> None:
+    async def broken(operation: Coroutine[Any, Any, object]) -> None:
         operation.close()
         raise ZeroDivisionError("SECRET")
 
-    monkeypatch.setattr(routes, "_stored", broken)
+    monkeypatch.setattr(routes, "_from_storage", broken)
     await assert_answer(await client.get(task), 500, PROVISIONING_EXCEPTION)
 
 
@@ -532,7 +532,7 @@ async def test_a_row_that_the_table_refuses_is_a_bug_and_spoils_no_other(
 async def test_too_many_waiting_requests_are_told_to_come_again(
     client: Client, task: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.server.app[routes.STATUSES]._lookups, "_max_waiting", 0)  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.server.app[routes.STATUSES]._lookups._batcher, "_max_waiting", 0)  # type: ignore[attr-defined]
     await assert_unavailable(await client.get(task))
 
 

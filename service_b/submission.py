@@ -1,0 +1,46 @@
+"""Accepting a task: it is stored, and then its client has an id to ask for it with."""
+
+import asyncio
+from collections.abc import Sequence
+
+from asyncpg.pgproto.pgproto import UUID  # Its own kind goes into a statement without being converted.
+from uuid_utils import uuid7
+
+from service_b import metrics
+from service_b.settings import Settings
+from service_b.storage import Storage
+from service_b.tasks.table import NewTask, TaskTable
+
+
+class Submission:
+    """Stores tasks by the batch, and wakes this process's relay for each batch."""
+
+    def __init__(self, tasks: TaskTable, settings: Settings, wake: asyncio.Event) -> None:
+        self._tasks = tasks
+        self._settings = settings
+        self._wake = wake
+        self._inserts: Storage[NewTask, None] = Storage("insert", self._insert)
+
+    async def submit(self, equipment_id: str, timeout_seconds: int, parameters: str) -> UUID:
+        """Store a task and return its id once it is committed. `parameters` is JSON text.
+
+        Raises what `Storage.ask` raises; the task may be stored all the same then.
+        """
+        task_id = UUID(uuid7().bytes)
+        task = NewTask(task_id, equipment_id, timeout_seconds, parameters)
+        await self._inserts.ask(task, task_id)
+        return task_id
+
+    async def close(self) -> None:
+        """Wait for the last batch."""
+        await self._inserts.close()
+
+    async def _insert(self, batch: Sequence[NewTask]) -> Sequence[None]:
+        await self._tasks.insert(
+            batch,
+            grace_seconds=self._settings.service_a_grace_seconds,
+            deadline_seconds=self._settings.task_deadline_seconds,
+        )
+        metrics.ACCEPTED.inc(len(batch))
+        self._wake.set()
+        return [None] * len(batch)
