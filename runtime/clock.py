@@ -1,0 +1,18 @@
+"""The clock for waiting: one that goes on while the machine is suspended."""
+
+import sys
+import time
+
+if sys.platform == "linux":
+
+    def now() -> float:
+        """Tell the seconds since the machine started, the time of its suspension included (`clock_gettime(2)`).
+
+        `time.monotonic()` and the event loop's timers stand still in a suspended machine, while the rest of the world
+        goes on: other machines' limits end, and their connections to us too. So a timer tells that a time has passed
+        *at the latest*; where it matters how much, this clock is asked when the timer fires.
+        """
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+else:
+    now = time.monotonic
