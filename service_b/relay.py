@@ -21,7 +21,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 BATCH = 300
 POLL_SECONDS = 1.0
-"""Retries become due by the clock, and other processes' inserts are heard of only when theirs is away."""
+"""An insert wakes only its own process; the timer finds tasks whose process has died or has no broker."""
 GATHER_SECONDS = 0.01
 """One claim for all that is inserted meanwhile; next to a call of a minute nobody notices."""
 PAUSE_SECONDS = 1.0

@@ -2,10 +2,7 @@
 
 import asyncio
 import time
-from bisect import bisect_right
-from collections import deque
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
@@ -19,41 +16,17 @@ from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS, DatabaseSettings, connect
-from service_b.tasks.table import Attempt, TaskTable
+from service_b.maintenance.watermark import Watermark
+from service_b.tasks.table import TaskTable
 
 log = structlog.stdlib.get_logger(__name__)
 
 TICK_SECONDS = 1.0
 LOCK_TICK_SECONDS = 5.0
 BATCH = 1000
-OBSERVATIONS = 100_000
-"""One a tick: longer than the longest time limit."""
 LOCK_KEY = 7776
 LOCK_LOST_SECONDS = 60
 """After so long without a word from its holder the database gives the lock to another process."""
-
-
-@dataclass(slots=True)
-class Watermark:
-    """From when on which messages of `to_configure` are known to have been taken.
-
-    The queue is first in, first out: everything dispatched before a moment has been taken once the queue has been
-    seen empty after it, or once a later attempt has been answered. Observations are kept in order of both times.
-    """
-
-    observed: deque[tuple[float, datetime]] = field(default_factory=lambda: deque(maxlen=OBSERVATIONS))
-    canaries: deque[Attempt] = field(default_factory=deque)
-    """Attempts whose answer will show that everything dispatched before them has been taken."""
-
-    def observe(self, taken_before: datetime) -> None:
-        """Note that everything dispatched before this moment has been taken by now."""
-        if not self.observed or taken_before > self.observed[-1][1]:
-            self.observed.append((time.monotonic(), taken_before))
-
-    def known_taken_at(self, dispatched_at: datetime) -> float | None:
-        """Tell since when (monotonic seconds) a message dispatched then is known to have been taken."""
-        position = bisect_right(self.observed, dispatched_at, key=lambda observation: observation[1])
-        return self.observed[position][0] if position < len(self.observed) else None
 
 
 class Reconciler:
@@ -90,7 +63,9 @@ class Reconciler:
             channel, watermark = None, Watermark()
             await connection.execute(f"SET idle_session_timeout = '{LOCK_LOST_SECONDS}s'")
             while True:
-                await connection.execute("SELECT 1")  # Still connected, and so still the one.
+                await connection.execute(
+                    "SELECT 1"
+                )  # The lock lives as long as this connection: if this fails, another process may lead.
                 await self._expire()
                 await self._promote_stranded()
                 current = self._session.current

@@ -28,7 +28,8 @@ from service_b.app import TASKS
 from service_b.app import create_app as create_web_app
 from service_b.database import DatabaseSettings
 from service_b.maintenance import reconciler as reconciler_module
-from service_b.maintenance.reconciler import LOCK_KEY, Reconciler, Watermark
+from service_b.maintenance.reconciler import LOCK_KEY, Reconciler
+from service_b.maintenance.watermark import Watermark
 from service_b.relay import Relay
 from service_b.results.app import create_app as create_results_app
 from service_b.results.settings import Settings as ResultsSettings

@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service_b.maintenance import reconciler
-from service_b.maintenance.reconciler import OBSERVATIONS, TICK_SECONDS, Watermark
+from service_b.maintenance import watermark as module
+from service_b.maintenance.reconciler import TICK_SECONDS
+from service_b.maintenance.watermark import OBSERVATIONS, Watermark
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LONGEST_LIMIT_SECONDS = 3600 + 86400
@@ -27,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(reconciler, "time", clock)
+    monkeypatch.setattr(module, "time", clock)
     return clock
 
 
