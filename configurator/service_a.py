@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-import pydantic_core
 from yarl import URL
 
 from configurator import metrics
@@ -84,10 +83,7 @@ class ServiceA:
         try:
             async with self._http.post(
                 URL(self._path + task.equipment_id, encoded=True),
-                data=aiohttp.BytesPayload(
-                    pydantic_core.to_json({"timeoutInSeconds": task.timeout_in_seconds, "parameters": task.parameters}),
-                    content_type="application/json",
-                ),
+                data=aiohttp.BytesPayload(_body(task), content_type="application/json"),
                 headers={
                     "Idempotency-Key": str(task.task_id),
                     "X-Attempt": str(task.attempt),
@@ -118,6 +114,10 @@ class ServiceA:
         self.unreachable.clear()
         self.reachable.set()
         return True
+
+
+def _body(task: ConfigureTask) -> bytes:
+    return b'{"timeoutInSeconds":%d,"parameters":%s}' % (task.timeout_in_seconds, task.parameters.encode())
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

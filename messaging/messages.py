@@ -1,13 +1,40 @@
 """The two wire messages: a task on its way to service A, and what came of one attempt."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import pydantic_core
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 Attempt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, Field(ge=0, le=10**8, allow_inf_nan=False)]
+
+
+class _AnyObject(TypedDict):
+    """A JSON object whose content is checked to be JSON, and not built."""
+
+
+_check = TypeAdapter(_AnyObject).validator.validate_json
+
+
+def _read_object_text(value: object) -> object:
+    """Take the text of exactly one JSON object, so that it can stand in other JSON as it is.
+
+    Earlier versions sent the object itself: it becomes text again.
+    """
+    if isinstance(value, dict):
+        return pydantic_core.to_json(value).decode()
+    if isinstance(value, str):
+        try:
+            _check(value)
+        except ValidationError:
+            raise ValueError("should be the text of a JSON object") from None  # Without the text.
+    return value
+
+
+ObjectText = Annotated[str, BeforeValidator(_read_object_text)]
 
 
 class DecodeError(Exception):
@@ -49,12 +76,12 @@ class Message(BaseModel):
 
 
 class ConfigureTask(Message):
-    """Configure one device: one attempt at one task."""
+    """Configure one device: one attempt at one task. `parameters` is JSON text, as the client's request was stored."""
 
     equipment_id: str
     timeout_in_seconds: int
     time_limit_seconds: Seconds
-    parameters: dict[str, Any] = Field(repr=False)
+    parameters: ObjectText = Field(repr=False)
 
 
 class OutcomeKind(StrEnum):

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import Counter
 
-import pydantic_core
 import structlog
 
 from messaging.channel import Channel
@@ -111,7 +110,7 @@ def _write(dispatch: Dispatch) -> Letter | None:
             equipment_id=dispatch.equipment_id,
             timeout_in_seconds=dispatch.timeout_seconds,
             time_limit_seconds=dispatch.time_limit_seconds,
-            parameters=pydantic_core.from_json(dispatch.parameters),
+            parameters=dispatch.parameters,
         )
         return Letter(message.message_id, message.encode())
     except ValueError:

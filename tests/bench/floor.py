@@ -37,7 +37,7 @@ MESSAGE = json.dumps(
         "equipment_id": "BENCH00000001",
         "timeout_in_seconds": 14,
         "time_limit_seconds": 89.0,
-        "parameters": parameters(),
+        "parameters": json.dumps(parameters()),
     }
 ).encode()
 

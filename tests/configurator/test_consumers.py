@@ -142,7 +142,7 @@ def _task(equipment_id: str = "ROUTER1", *, limit: float = LIMIT, attempt: int =
         equipment_id=equipment_id,
         timeout_in_seconds=14,
         time_limit_seconds=limit,
-        parameters=parameters or {"username": "admin", "password": "secret", "interfaces": [1]},
+        parameters=json.dumps(parameters or {"username": "admin", "password": "secret", "interfaces": [1]}),
     )
 
 

@@ -196,7 +196,7 @@ async def test_what_cannot_be_read_is_dead_lettered_with_a_reason_and_the_next_i
 ) -> None:
     web, results, configurator = await fleet.start("service_b", "service_b.results", "configurator")
     task = ConfigureTask(
-        task_id=uuid4(), attempt=1, equipment_id="FUTURE01", timeout_in_seconds=1, time_limit_seconds=9, parameters={}
+        task_id=uuid4(), attempt=1, equipment_id="FUTURE01", timeout_in_seconds=1, time_limit_seconds=9, parameters="{}"
     )
     outcome = Outcome(task_id=task.task_id, attempt=1, kind=OutcomeKind.SUCCESS)
     cases: tuple[tuple[str, Process, Message], ...] = (

@@ -28,7 +28,7 @@ tasks = st.builds(
     equipment_id=text,
     timeout_in_seconds=st.integers(1, 3600),
     time_limit_seconds=seconds,
-    parameters=st.dictionaries(text, values, max_size=5),
+    parameters=st.dictionaries(text, values, max_size=5).map(json.dumps),
 )
 outcomes = st.builds(
     Outcome,
@@ -47,7 +47,7 @@ TASK: dict[str, Any] = {
     "equipment_id": "ABC123",
     "timeout_in_seconds": 14,
     "time_limit_seconds": 89.0,
-    "parameters": {"username": "admin", "password": SECRET},
+    "parameters": json.dumps({"username": "admin", "password": SECRET}),
 }
 OUTCOME: dict[str, Any] = {"v": 1, "task_id": str(uuid4()), "attempt": 1, "kind": "success"}
 
@@ -97,6 +97,8 @@ def test_garbage_is_refused_with_its_raw_bytes(kind: type[Message], body: bytes)
         (ConfigureTask, {"time_limit_seconds": float("nan")}, "time_limit_seconds"),
         (ConfigureTask, {"time_limit_seconds": 1e9}, "time_limit_seconds"),
         (ConfigureTask, {"parameters": SECRET}, "parameters"),
+        (ConfigureTask, {"parameters": f'{{"password": "{SECRET}'}, "parameters"),
+        (ConfigureTask, {"parameters": None}, "parameters"),
         (ConfigureTask, {"parameters": [SECRET]}, "parameters"),
         (Outcome, {"v": 0}, "v"),
         (Outcome, {"kind": SECRET}, "kind"),
@@ -147,3 +149,41 @@ def test_a_message_cannot_be_changed_and_does_not_show_its_parameters() -> None:
     assert SECRET not in repr(task)
     with pytest.raises(ValueError, match="frozen"):
         task.attempt = 2  # type: ignore[misc]
+
+
+@given(st.dictionaries(text, values, max_size=5))
+def test_parameters_as_earlier_versions_sent_them_become_text(parameters: dict[str, Any]) -> None:
+    task = ConfigureTask.decode(encode(TASK | {"parameters": parameters}))
+    assert json.loads(task.parameters) == parameters
+
+
+def test_the_text_of_parameters_is_not_touched() -> None:
+    parameters = '{"vlan":  534, "username":"\u00e9\\u00e9", "n": 1.10, "big": 123456789012345678901234567890}'
+    task = ConfigureTask.decode(encode(TASK | {"parameters": parameters}))
+    assert task.parameters == parameters
+    assert ConfigureTask.decode(task.encode()) == task
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        '"{}"',
+        '{},"timeoutInSeconds":3600',
+        '{}}{"timeoutInSeconds":3600',
+        "{}{}",
+        "{} {}",
+        '{"a":1',
+        '{"a":1,}',
+        "{'a':1}",
+        '{"a":"\x01"}',
+        "{}//",
+        "\ufeff{}",
+        '{"a":%s}' % ("[" * 1000 + "]" * 1000),
+    ],
+)
+def test_text_that_is_not_one_object_is_refused_and_smuggles_nothing_into_as_body(text: str) -> None:
+    with pytest.raises(DecodeError, match=r"^parameters: .*should be the text of a JSON object$"):
+        ConfigureTask.decode(encode(TASK | {"parameters": text}))

@@ -145,7 +145,7 @@ async def test_a_task_is_published_as_it_was_accepted(
         "equipment_id": "DEVICE1",
         "timeout_in_seconds": 14,
         "time_limit_seconds": 89,
-        "parameters": parameters,
+        "parameters": json.dumps(parameters),
     }
     properties = message.header.properties
     assert (properties.message_id, properties.delivery_mode) == (f"{task.id}:1", 2)

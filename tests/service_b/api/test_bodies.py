@@ -75,7 +75,7 @@ def assert_goes_through(request: ConfigureRequest) -> None:
         equipment_id="ABC123",
         timeout_in_seconds=request.timeout_seconds,
         time_limit_seconds=request.timeout_seconds,
-        parameters=json.loads(request.parameters),
+        parameters=request.parameters,
     )
     assert ConfigureTask.decode(task.encode()) == task
 
