@@ -12,14 +12,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import accept, floor, growth, idle, path, scale, slots, status
+from tests.bench import accept, floor, growth, idle, path, plans, scale, slots, status
 from tests.bench.report import Report
 from tests.bench.stage import QUICK, Sizes, Stage
 from tests.system.spawning import LOCAL
 
 IN_ROUNDS = {"floor": floor.measure, "accept": accept.measure, "status": status.measure, "path": path.measure}
 """Measured one after the other, several times: what is set against the floor is set against that of its own round."""
-REPEATING = {"idle": idle.measure, "slots": slots.measure, "growth": growth.measure, "scale": scale.measure}
+REPEATING = {
+    "idle": idle.measure,
+    "slots": slots.measure,
+    "growth": growth.measure,
+    "plans": plans.measure,
+    "scale": scale.measure,
+}
 """These repeat their figures by themselves."""
 SECTIONS = IN_ROUNDS | REPEATING
 

@@ -21,10 +21,15 @@ Rates = dict[str, Callable[[int], float]]
 
 def measure(stage: Stage, report: Report) -> None:
     """Measure with many pending tasks, with many finished ones, and with many of one device."""
-    for state, fill in (("pending", _pending), ("finished", _finished), ("one device", _one_device)):
+    sizes = stage.sizes
+    for state, fill, rows in (
+        ("pending", fill_pending, sizes.pending),
+        ("finished", fill_finished, sizes.finished),
+        ("one device", _fill_one_device, sizes.of_one_device),
+    ):
         name = f"growth_{state.replace(' ', '_')}"
         with stage.room(f"{name}_empty") as empty, stage.room(name) as grown:
-            fill(grown, stage)
+            fill(grown, rows)
             for room in (empty, grown):
                 room.sql("VACUUM (ANALYZE) task")
             empty.sql("CHECKPOINT")
@@ -97,9 +102,9 @@ def _forget_queue(room: Room) -> None:
     )
 
 
-def _pending(room: Room, stage: Stage) -> None:
+def fill_pending(room: Room, rows: int) -> None:
     """Four fifths wait for their next attempt, as after an hour without service A; a fifth wait behind those."""
-    for active, count in ((True, stage.sizes.pending * 4 // 5), (False, stage.sizes.pending // 5)):
+    for active, count in ((True, rows * 4 // 5), (False, rows // 5)):
         room.sql(
             """
             INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at,
@@ -116,8 +121,9 @@ def _pending(room: Room, stage: Stage) -> None:
         )
 
 
-def _finished(room: Room, stage: Stage) -> None:
-    left = stage.sizes.finished
+def fill_finished(room: Room, rows: int) -> None:
+    """All of them were configured, an hour ago."""
+    left = rows
     while left:
         count = min(left, BATCH)
         room.sql(
@@ -135,7 +141,7 @@ def _finished(room: Room, stage: Stage) -> None:
         left -= count
 
 
-def _one_device(room: Room, stage: Stage) -> None:
+def _fill_one_device(room: Room, rows: int) -> None:
     """One waits for its next attempt, all others behind it."""
     room.sql(
         """
@@ -147,5 +153,5 @@ def _one_device(room: Room, stage: Stage) -> None:
                (number = 1)::integer, CASE WHEN number = 1 THEN now() END
         FROM generate_series(1, $1::integer) AS number
         """,
-        stage.sizes.of_one_device,
+        rows,
     )

@@ -88,6 +88,12 @@ def down_ratio(connections: int) -> Ratio:
     )
 
 
+def plans_ratio(figures: Figures) -> float:
+    """The slowest path as a share of the fastest, each under statistics of another state of the table."""
+    rates = [figures[f"plans.{state}.rate"] for state in ("empty", "all pending", "all finished")]
+    return min(rates) / max(rates)
+
+
 RATIOS = (
     Ratio("accept, relay included / ideal", lambda f: f["accept.64.rate"] / ideal_accept_rate(f), at_least=0.75),
     Ratio("accept, p99 / median, 64 connections", lambda f: f["accept.64.p99"] / f["accept.64.p50"], at_most=3),
@@ -111,6 +117,7 @@ RATIOS = (
         for state in ("pending", "finished", "one device")
         for rate in ("accept", "status unfinished", "status finished", "path")
     ),
+    Ratio("path, slowest / fastest under stale statistics", plans_ratio, at_least=0.85),
     Ratio("idle, share of one core", lambda f: f["idle.total"], at_most=0.01),
 )
 """What issue 4 asks for. Of each, the median of the rounds counts: machines differ from minute to minute, too."""

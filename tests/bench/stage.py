@@ -103,7 +103,7 @@ class Room:
         port = str(free_port())
         for number in range(1, each + 1):
             processes += [
-                self.start("service_b", number, APP_PORT=port),
+                self.start("service_b", number, APP_PORT=port, REUSE_PORT="true"),
                 self.start("service_b.results", number),
                 self.start("configurator", number, SERVICE_A_URL=service_a.url, CONCURRENCY=str(concurrency)),
             ]
