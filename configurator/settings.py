@@ -4,17 +4,16 @@ from pydantic import Field, field_validator
 from yarl import URL
 
 from messaging.settings import BrokerSettings
-from runtime.settings import LogSettings, OwnHost
+from runtime.settings import Port, ProcessSettings
 
 
-class Settings(BrokerSettings, LogSettings):
+class Settings(BrokerSettings, ProcessSettings):
     """`concurrency` is the number of calls to service A in flight at once: the number of consumers."""
 
     service_a_url: str = "http://localhost:7777"
     concurrency: int = Field(1000, ge=1, le=65535)
     shutdown_grace_seconds: float = Field(90, ge=0, le=86400, allow_inf_nan=False)
-    health_host: OwnHost = "0.0.0.0"
-    health_port: int = Field(7774, ge=1, le=65535)
+    health_port: Port = 7774
 
     @field_validator("service_a_url")
     @classmethod
@@ -23,9 +22,9 @@ class Settings(BrokerSettings, LogSettings):
             url = URL(value)
             (url.host or "").encode("idna")
         except ValueError:
-            raise ValueError("not a URL") from None
+            raise ValueError("must be http://host:port") from None
         if url.scheme not in ("http", "https") or not url.host or " " in url.host:
             raise ValueError("must be http://host:port")
         if url.query_string or url.fragment:
-            raise ValueError("must be without a query and a fragment")
+            raise ValueError("must be http://host:port, without a query and a fragment")
         return value.rstrip("/")

@@ -1,26 +1,35 @@
 """Where the broker is and what our exchange and queues are called."""
 
+import re
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, SecretStr, field_validator, model_validator
 from yarl import URL
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[a-zA-Z0-9_.:@#,/+ -]+$")]
+from runtime.settings import FrozenSettings, Port, without_parts
+
+
+def _check_name(value: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z0-9_.:@#,/+ -]{1,120}", value):
+        raise ValueError("must be 1 to 120 ASCII letters, digits, spaces or any of _.:@#,/+-")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
 """What aiormq takes as the name of an exchange or a queue; a dead-letter queue's is a little longer."""
 
 HEARTBEAT_SECONDS = 10
+NODE = "each node must be amqp://user:password@host:port/vhost, what is special percent-encoded"
 
 
-class BrokerSettings(BaseSettings):
+class BrokerSettings(FrozenSettings):
     """The broker block of the contract. `amqp_url` wins over `rmq_*`; it may list several nodes, with commas."""
-
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
     amqp_url: SecretStr | None = None
     rmq_host: str = "localhost"
-    rmq_port: int = Field(5672, ge=1, le=65535)
+    rmq_port: Port = 5672
     rmq_user: str = "guest"
     rmq_password: SecretStr = SecretStr("guest")
     exchange: Name = "exchange"
@@ -29,6 +38,11 @@ class BrokerSettings(BaseSettings):
     to_configure_key: Name = "to_configure_key"
     configured_key: Name = "configured_key"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _prefer_amqp_url(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        return without_parts(values, url="amqp_url", parts="rmq_")
+
     @field_validator("rmq_host")
     @classmethod
     def _check_rmq_host(cls, value: str) -> str:
@@ -36,7 +50,7 @@ class BrokerSettings(BaseSettings):
             URL.build(scheme="amqp", host=value)
             value.encode("idna")
         except ValueError:
-            raise ValueError("not a host") from None
+            raise ValueError("must be a host's name or address") from None
         return value
 
     @field_validator("amqp_url")
@@ -45,14 +59,14 @@ class BrokerSettings(BaseSettings):
         for part in value.get_secret_value().split(",") if value else ():
             try:
                 url = URL(part.strip())
-                heartbeat = int(url.query.get("heartbeat", HEARTBEAT_SECONDS))
                 (url.host or "").encode("idna")
             except ValueError:
-                raise ValueError("not a URL") from None
+                raise ValueError(NODE) from None
             if url.scheme not in ("amqp", "amqps") or not url.host:
-                raise ValueError("each part must be amqp://user:password@host:port/vhost")
-            if not 1 <= heartbeat <= 600:
-                raise ValueError("heartbeat must be 1 to 600 seconds")
+                raise ValueError(NODE)
+            heartbeat = url.query.get("heartbeat", str(HEARTBEAT_SECONDS))
+            if not re.fullmatch(r"[0-9]{1,3}", heartbeat) or not 1 <= int(heartbeat) <= 600:
+                raise ValueError("each heartbeat must be 1 to 600 seconds")
         return value
 
     @model_validator(mode="after")

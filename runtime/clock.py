@@ -9,8 +9,8 @@ if sys.platform == "linux":
         """Tell the seconds since the machine started, the time of its suspension included (`clock_gettime(2)`).
 
         `time.monotonic()` and the event loop's timers stand still in a suspended machine, while the rest of the world
-        goes on: other machines' limits end, and their connections to us too. So a timer tells that a time has passed
-        *at the latest*; where it matters how much, this clock is asked when the timer fires.
+        goes on: other machines' limits end, and their connections to us too. So a timer only tells that its
+        time has passed *at least*; where it matters how much has, this clock is asked when the timer fires.
         """
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 

@@ -5,10 +5,10 @@ import sys
 
 import structlog
 
-from runtime.settings import LogSettings
+from runtime.settings import ProcessSettings
 
 
-def configure_logs(settings: LogSettings) -> None:
+def configure_logs(settings: ProcessSettings) -> None:
     """Send our events and the libraries' records to stderr in one format."""
     text = settings.log_format == "text" or (settings.log_format is None and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import structlog
 
 from runtime.logs import configure_logs
-from runtime.settings import LogSettings, read_settings
+from runtime.settings import ProcessSettings, read_settings
 
-S = TypeVar("S", bound=LogSettings)
+S = TypeVar("S", bound=ProcessSettings)
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -1,15 +1,15 @@
 """How both processes of service B reach PostgreSQL."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import structlog
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from runtime.settings import HostName
+from runtime.settings import FrozenSettings, HostName, Port, without_parts
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -31,18 +31,21 @@ STORAGE_ERRORS = (
 """The database is away, too slow, not migrated yet, full, or read-only: the same request may succeed later."""
 
 
-class DatabaseSettings(BaseSettings):
+class DatabaseSettings(FrozenSettings):
     """The database block of the contract. `database_url` may name several hosts, and wins over `postgres_*`."""
-
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
     database_url: SecretStr | None = None
     postgres_user: str = "admin"
     postgres_password: SecretStr = SecretStr("admin")
     postgres_host: HostName = "localhost"
-    postgres_port: int = Field(5432, ge=1, le=65535)
+    postgres_port: Port = 5432
     postgres_db: str = "test"
     pool_size: int = Field(10, ge=1, le=1000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prefer_database_url(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        return without_parts(values, url="database_url", parts="postgres_")
 
     @field_validator("database_url")
     @classmethod

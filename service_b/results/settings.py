@@ -3,15 +3,14 @@
 from pydantic import Field
 
 from messaging.settings import BrokerSettings
-from runtime.settings import LogSettings, OwnHost
+from runtime.settings import Port, ProcessSettings
 from service_b.database import DatabaseSettings
 
 
-class Settings(BrokerSettings, DatabaseSettings, LogSettings):
+class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
     """How often and how soon attempts are made again."""
 
-    health_host: OwnHost = "0.0.0.0"
-    health_port: int = Field(7775, ge=1, le=65535)
+    health_port: Port = 7775
     max_attempts: int = Field(3, ge=1, le=1000)
     retry_base_seconds: float = Field(1, gt=0, le=86400, allow_inf_nan=False)
     retry_max_seconds: float = Field(300, gt=0, le=86400, allow_inf_nan=False)

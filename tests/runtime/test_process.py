@@ -20,7 +20,7 @@ from pytest_aiohttp.plugin import AiohttpClient
 from runtime import health, process
 from runtime.health import Check, add_health_routes
 from runtime.logs import configure_logs
-from runtime.settings import LogSettings
+from runtime.settings import ProcessSettings
 from service_b.api.errors import answer
 
 SECRET = "hunter2-Secret"
@@ -51,7 +51,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     def configure(level: Level = "INFO", log_format: Format | None = "json", *, terminal: bool = False) -> Lines:
         stream = Terminal() if terminal else io.StringIO()
         monkeypatch.setattr(sys, "stderr", stream)
-        configure_logs(LogSettings(log_level=level, log_format=log_format))
+        configure_logs(ProcessSettings(log_level=level, log_format=log_format))
         structlog.configure(cache_logger_on_first_use=False)
         return lambda: stream.getvalue().splitlines()
 

@@ -14,7 +14,7 @@ import service_a.settings
 import service_b.results.settings
 import service_b.settings
 from messaging.settings import BrokerSettings
-from runtime.settings import read_settings
+from runtime.settings import FrozenSettings, read_settings
 from tests.system.spawning import ROOT, base_environment
 
 SECRET = "hunter2-Secret"
@@ -41,6 +41,7 @@ DATABASE = {
     "POSTGRES_DB": "test",
     "POOL_SIZE": "10",
 }
+HEALTH = {"HEALTH_HOST": "0.0.0.0", "HEALTH_PORT": ""}
 SERVICE_A = LOGS | {
     "APP_NAME": "SERVICE_A",
     "APP_HOST": "0.0.0.0",
@@ -51,6 +52,7 @@ SERVICE_A = LOGS | {
 }
 WEB = (
     LOGS
+    | HEALTH
     | BROKER
     | DATABASE
     | {
@@ -63,10 +65,10 @@ WEB = (
 )
 RESULTS = (
     LOGS
+    | HEALTH
     | BROKER
     | DATABASE
     | {
-        "HEALTH_HOST": "0.0.0.0",
         "HEALTH_PORT": "7775",
         "MAX_ATTEMPTS": "3",
         "RETRY_BASE_SECONDS": "1",
@@ -75,12 +77,12 @@ RESULTS = (
 )
 CONFIGURATOR = (
     LOGS
+    | HEALTH
     | BROKER
     | {
         "SERVICE_A_URL": "http://localhost:7777",
         "CONCURRENCY": "1000",
         "SHUTDOWN_GRACE_SECONDS": "90",
-        "HEALTH_HOST": "0.0.0.0",
         "HEALTH_PORT": "7774",
     }
 )
@@ -92,6 +94,10 @@ PROCESSES: dict[str, tuple[type[BaseSettings], dict[str, str]]] = {
     "configurator": (configurator.settings.Settings, CONFIGURATOR),
 }
 """Section 6 of the contract: each process's variables and their defaults; empty where there is none."""
+
+
+URLS = {"AMQP_URL": ("RMQ_", "amqp://broker/"), "DATABASE_URL": ("POSTGRES_", "postgresql://database/")}
+"""Which parts each URL makes meaningless, and a good one."""
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +149,7 @@ def test_env_example_names_every_variable_with_its_default(package: str) -> None
     contract: dict[str, str] = {}
     for module, (_, variables) in PROCESSES.items():
         if module.split(".")[0] == package:
-            contract |= variables
+            contract = variables | contract
     lines = list(example(package))
     assert dict(lines) == contract
     assert len(lines) == len(contract)  # none twice
@@ -165,8 +171,9 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch) ->
         for name, default in contract.items()
     } | {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": "json"}
     special = {
-        "AMQP_URL": "amqp://broker/",
-        "DATABASE_URL": "postgresql://database/",
+        "HEALTH_PORT": "1",
+        "AMQP_URL": "",
+        "DATABASE_URL": "",
         "APP_HOST": "127.0.0.1",
         "HEALTH_HOST": "::1",
         "KNOWN_EQUIPMENT": "ABC1234,DEF5678",
@@ -178,9 +185,53 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("module", PROCESSES)
+def test_white_space_around_a_value_is_no_part_of_it(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, contract = PROCESSES[module]
+    for name, value in contract.items():
+        monkeypatch.setenv(name, f" \t{value} \r\n")
+    assert values(settings()) == contract
+
+
+@pytest.mark.parametrize("variable", URLS)
+def test_white_space_around_a_url_and_a_password_is_no_part_of_them(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, url = URLS[variable]
+    monkeypatch.setenv(f"{parts}PASSWORD", f" {SECRET}\n")
+    assert values(service_b.settings.Settings())[f"{parts}PASSWORD"] == SECRET
+    monkeypatch.setenv(variable, f" {url}\n")
+    assert values(service_b.settings.Settings())[variable] == url
+
+
+@pytest.mark.parametrize("module", PROCESSES)
+@pytest.mark.parametrize("level", ["debug", "Debug", " warning "])
+def test_the_level_is_given_in_any_case(module: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", level)
+    assert values(PROCESSES[module][0]())["LOG_LEVEL"] == level.strip().upper()
+
+
+@pytest.mark.parametrize("variable", URLS)
+def test_the_parts_beside_a_url_are_not_judged(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes sets such variables in every container beside a service that is called `rmq` or `postgres`."""
+    parts, url = URLS[variable]
+    monkeypatch.setenv(f"{parts}PORT", "tcp://10.0.0.1:5672")
+    monkeypatch.setenv(f"{parts}HOST", "a..b")
+    with pytest.raises(SystemExit, match=rf"^wrong settings: .*{parts}PORT: must be a whole number, at least 1"):
+        read_settings(service_b.settings.Settings)
+    monkeypatch.setenv(variable, " ")
+    with pytest.raises(SystemExit, match=f"{parts}HOST: must be a host's name or address"):
+        read_settings(service_b.settings.Settings)
+    monkeypatch.setenv(variable, url)
+    settings = read_settings(service_b.settings.Settings)
+    assert (values(settings)[variable], values(settings)[f"{parts}PORT"]) == (url, WEB[f"{parts}PORT"])
+
+
+@pytest.mark.parametrize("module", PROCESSES)
 def test_settings_cannot_be_changed_and_show_no_password(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RMQ_PASSWORD", "POSTGRES_PASSWORD"):
         monkeypatch.setenv(name, SECRET)
+    settings = PROCESSES[module][0]()
+    assert SECRET not in f"{settings!r} {settings}"
     monkeypatch.setenv("AMQP_URL", f"amqp://user:{SECRET}@broker/")
     monkeypatch.setenv("DATABASE_URL", f"postgresql://user:{SECRET}@database/")
     settings = PROCESSES[module][0]()
@@ -209,6 +260,9 @@ def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str
 @pytest.mark.parametrize(
     ("module", "variable", "value"),
     [
+        ("service_b", "HEALTH_PORT", "tcp://10.0.0.1:80"),
+        *((module, "APP_NAME", f"{SECRET}\udcff") for module in ("service_a", "service_b")),
+        ("service_b", "RMQ_PASSWORD", f"{SECRET}\udcff"),
         *((module, "LOG_LEVEL", "debug!") for module in PROCESSES),
         *((module, "LOG_FORMAT", "xml") for module in PROCESSES),
         *(
@@ -274,11 +328,35 @@ def test_every_wrong_value_is_named_and_not_echoed(
     settings = PROCESSES[module][0]
     monkeypatch.setenv(variable, value)
     with pytest.raises(SystemExit) as stopped:
-        service_a.settings.read_settings() if module == "service_a" else read_settings(settings)
+        read_settings(settings) if issubclass(settings, FrozenSettings) else service_a.settings.read_settings()
     line = str(stopped.value)
-    assert line.startswith(f"wrong settings: {variable}: ")
-    assert "\n" not in line
+    assert re.fullmatch(rf"wrong settings: {variable}: (each \w+ )?must be [^\n]+", line)
     assert SECRET not in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "right"),
+    [
+        ("APP_PORT", "0", "must be a whole number, at least 1, at most 65535"),
+        ("TASK_DEADLINE_SECONDS", "inf", "must be a number, more than 0, at most 31536000"),
+        ("LOG_LEVEL", "loud", "must be one of DEBUG, INFO, WARNING, ERROR"),
+        ("LOG_FORMAT", "xml", "must be one of json, text"),
+    ],
+)
+def test_what_is_right_is_said_in_plain_words(
+    variable: str, value: str, right: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match=f"^wrong settings: {variable}: {right}$"):
+        read_settings(service_b.settings.Settings)
+
+
+def test_every_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP_PORT", "x")
+    monkeypatch.setenv("RMQ_PORT", "y")
+    with pytest.raises(SystemExit) as stopped:
+        read_settings(service_b.settings.Settings)
+    assert re.findall(r"([A-Z_]+): must", str(stopped.value)) in (["APP_PORT", "RMQ_PORT"], ["RMQ_PORT", "APP_PORT"])
 
 
 @pytest.mark.parametrize(
