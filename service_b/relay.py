@@ -1,7 +1,6 @@
 """The relay: from the task table to the broker (transactional outbox)."""
 
 import asyncio
-import time
 from collections import Counter
 
 import structlog
@@ -12,6 +11,7 @@ from messaging.messages import ConfigureTask
 from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
+from runtime import clock
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS
 from service_b.tasks.table import Dispatch, TaskTable
@@ -66,7 +66,7 @@ class Relay:
         await channel.unblocked()
         if channel.lost.done():
             return
-        claimed_at = time.monotonic()
+        claimed_at = clock.now()
         dispatches = await self._tasks.claim(BATCH)
         if dispatches:
             await self._dispatch(channel, dispatches, claimed_at)
@@ -80,7 +80,7 @@ class Relay:
         await asyncio.sleep(GATHER_SECONDS)
 
     async def _dispatch(self, channel: Channel, dispatches: list[Dispatch], claimed_at: float) -> None:
-        if time.monotonic() - claimed_at > self._settings.heartbeat_seconds:
+        if clock.now() - claimed_at > self._settings.heartbeat_seconds:
             # This process stood still. The reconciler counts on a claim being published soon or never.
             channel.lose("a claim was held for too long")
         letters = [(dispatch, letter) for dispatch in dispatches if (letter := _write(dispatch))]

@@ -1,7 +1,6 @@
 """The reconciler: what makes sure that every accepted task ends."""
 
 import asyncio
-import time
 from datetime import timedelta
 from uuid import UUID
 
@@ -14,6 +13,7 @@ from messaging.messages import Outcome, OutcomeKind
 from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
+from runtime import clock
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS, DatabaseSettings, connect
 from service_b.maintenance.watermark import Watermark
@@ -102,7 +102,7 @@ class Reconciler:
             return
         taken_before = watermark.observed[-1][1]
         # A report, too, may wait in its queue while the results process is away.
-        now = time.monotonic()
+        now = clock.now()
         self._reported = {key: at for key, at in self._reported.items() if now < at + lateness}
         for attempt in await self._tasks.without_outcome(taken_before, lateness, BATCH):
             taken_at = watermark.known_taken_at(attempt.dispatched_at)

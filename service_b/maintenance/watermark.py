@@ -1,11 +1,11 @@
 """Which messages of the queue `to_configure` must have been taken by now."""
 
-import time
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from runtime import clock
 from service_b.tasks.table import Attempt
 
 OBSERVATIONS = 100_000
@@ -27,9 +27,9 @@ class Watermark:
     def observe(self, taken_before: datetime) -> None:
         """Note that everything dispatched before this moment has been taken by now."""
         if not self.observed or taken_before > self.observed[-1][1]:
-            self.observed.append((time.monotonic(), taken_before))
+            self.observed.append((clock.now(), taken_before))
 
     def known_taken_at(self, dispatched_at: datetime) -> float | None:
-        """Tell since when (monotonic seconds) a message dispatched then is known to have been taken."""
+        """Tell since when (in seconds of `clock.now`) a message dispatched then is known to have been taken."""
         position = bisect_right(self.observed, dispatched_at, key=lambda observation: observation[1])
         return self.observed[position][0] if position < len(self.observed) else None

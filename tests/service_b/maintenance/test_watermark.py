@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service_b.maintenance import watermark as module
+import runtime.clock
 from service_b.maintenance.reconciler import TICK_SECONDS
 from service_b.maintenance.watermark import OBSERVATIONS, Watermark
 
@@ -21,14 +21,11 @@ class Clock:
     def __init__(self) -> None:
         self.now = 100.0
 
-    def monotonic(self) -> float:
-        return self.now
-
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(runtime.clock, "now", lambda: clock.now)
     return clock
 
 
