@@ -12,8 +12,8 @@ from messaging.session import Session
 from runtime.health import add_health_routes
 from runtime.process import start_vital
 from service_b import metrics
-from service_b.api import routes
-from service_b.api.errors import answer
+from service_b.api import malformed, routes  # noqa: F401 - patches aiohttp
+from service_b.api.middleware import observe_and_answer
 from service_b.database import STORAGE_ERRORS, create_pool
 from service_b.maintenance.reconciler import Reconciler
 from service_b.relay import Relay
@@ -35,7 +35,7 @@ WAKE = web.AppKey("WAKE", asyncio.Event)
 
 def create_app(settings: Settings) -> web.Application:
     """Wire the web process."""
-    app = web.Application(middlewares=[answer], client_max_size=routes.MAX_BODY_BYTES)
+    app = web.Application(middlewares=[observe_and_answer], client_max_size=routes.MAX_BODY_BYTES)
     app[SETTINGS] = settings
     app[routes.APP_NAME] = settings.app_name
     app[WAKE] = asyncio.Event()

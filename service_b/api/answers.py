@@ -4,11 +4,13 @@ aiohttp fills a map of headers, completes it and writes it out again, anew for e
 about a request.
 """
 
+import json
 import time
 from collections.abc import Mapping
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
+from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -41,6 +43,12 @@ class JsonAnswer(web.StreamResponse):
 
     async def write_eof(self, data: bytes = b"") -> None:  # type: ignore[explicit-override]
         """Write no more: it is whole."""
+
+
+def json_error(code: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> JsonAnswer:
+    """Make the answer to a failed request."""
+    text = json.dumps(body, separators=(",", ":"))
+    return JsonAnswer(code, text.encode(), headers)
 
 
 @lru_cache

@@ -79,7 +79,11 @@ def parse_request(raw: bytes) -> ConfigureRequest:
 
 
 def _decode(raw: bytes) -> Any:
-    """Read JSON. The standard library is asked only where the quicker reader gives up or keeps no half of a pair."""
+    """Read JSON.
+
+    The standard library is asked where the quicker reader gives up, and where an escape may be a lone surrogate:
+    pydantic refuses that as if it were no JSON, but it must become a 422 with its place, not a 400.
+    """
     try:
         if ESCAPE not in raw:
             return _not_too_deep(raw, pydantic_core.from_json(raw, allow_inf_nan=False))

@@ -8,7 +8,7 @@ from typing import TypeVar
 from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
 
-from service_b.api.answers import JsonAnswer
+from service_b.api.answers import JsonAnswer, json_error
 from service_b.api.bodies import parse_request, parse_serial
 from service_b.api.errors import (
     RETRY_AFTER_SECONDS,
@@ -18,7 +18,6 @@ from service_b.api.errors import (
     EquipmentNotFoundError,
     TaskNotFoundError,
     UnavailableError,
-    json_error,
 )
 from service_b.statuses import Statuses
 from service_b.storage import StorageRefusedError, StorageUnavailableError
@@ -78,7 +77,7 @@ async def tell_status(request: web.Request) -> web.StreamResponse:
     if status.equipment_id != serial or status.code == 404:
         raise EquipmentNotFoundError
     if status.code is None:
-        return JsonAnswer(200, RUNNING, {"Retry-After": RETRY_AFTER_SECONDS})
+        return JsonAnswer(200, RUNNING, {"Retry-After": str(RETRY_AFTER_SECONDS)})
     if status.code != 200:
         return json_error(ApiError.code, ApiError().body())
     return JsonAnswer(200, COMPLETED)

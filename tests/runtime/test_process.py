@@ -21,7 +21,7 @@ from runtime import health, process
 from runtime.health import Check, add_health_routes
 from runtime.logs import configure_logs
 from runtime.settings import ProcessSettings
-from service_b.api.errors import answer
+from service_b.api.middleware import observe_and_answer
 
 SECRET = "hunter2-Secret"
 
@@ -207,7 +207,7 @@ async def observed(aiohttp_client: AiohttpClient) -> Client:
     async def tell_code(request: web.Request) -> web.Response:
         return web.Response(status=int(request.match_info["code"]))
 
-    app = web.Application(middlewares=[answer])
+    app = web.Application(middlewares=[observe_and_answer])
     app.router.add_get("/observed/{code}", tell_code)
     return await aiohttp_client(app)
 
