@@ -27,7 +27,7 @@ def create_app(settings: Settings) -> web.Application:
     app.cleanup_ctx.append(_consumers)
 
     async def broker() -> str | None:
-        return app[SESSION].missing
+        return app[SESSION].unready
 
     async def service_a() -> str | None:
         return None if app[SERVICE_A].reachable.is_set() else "service A: cannot be reached"

@@ -13,7 +13,8 @@ import structlog
 from configurator import metrics
 from configurator.service_a import ServiceA
 from configurator.settings import Settings
-from messaging.channel import Channel, Delivery, acknowledge
+from messaging.channel import Channel
+from messaging.deliveries import Delivery, acknowledge
 from messaging.frames import Letter
 from messaging.messages import ConfigureTask, DecodeError, Outcome, OutcomeKind
 from messaging.publishing import Publication

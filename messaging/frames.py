@@ -2,6 +2,14 @@
 
 aiormq encodes a message property by property and hands it to its writer alone: more work than all the rest of a task.
 In a batch only the message's id, its body and their sizes differ, so a pattern is encoded once and filled in.
+
+A message is three kinds of frames, each `type (u8), channel (u16), size (u32), payload, 0xCE`:
+
+    METHOD  Basic.Publish: exchange, routing key, mandatory             the same for a whole batch
+    HEADER  class, weight, body size | flags, properties | message id   _header_start | `listed` | the letter's own
+    BODY    a piece of the body                                         none for an empty one, else one or more
+
+An acknowledgement is one METHOD frame: class, method, delivery tag (u64), a bit for "all up to it" (_ack).
 """
 
 import struct

@@ -8,7 +8,7 @@ import pydantic_core
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-Attempt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+AttemptNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, Field(ge=0, le=10**8, allow_inf_nan=False)]
 
 
@@ -53,7 +53,7 @@ class Message(BaseModel):
 
     v: Literal[1] = 1
     task_id: UUID
-    attempt: Attempt
+    attempt: AttemptNumber
 
     @property
     def message_id(self) -> str:

@@ -15,8 +15,6 @@ from messaging.transport import Transport
 
 log = structlog.stdlib.get_logger(__name__)
 
-CONFIRM_TIMEOUT_SECONDS = 30.0
-
 
 class Publication(Enum):
     """What became of a published message."""
@@ -42,21 +40,27 @@ class Batch:
     letters: Sequence[Letter]
     publications: list[Publication]
     unconfirmed: int
-    settled: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    concluded: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Publisher:
     """Publishes over one channel, in confirm mode from its beginning, and matches what the broker says to it.
 
-    `lost`: done when nothing of this channel is to be waited for any more.
+    `max_piece`: bytes of a body that a frame may carry. `lost`: done when nothing of this channel is to be waited for
+    any more. `patience`: seconds that a confirm may take.
     """
 
-    def __init__(self, transport: Transport, channel: int, max_piece: int, lost: asyncio.Future[str]) -> None:
+    def __init__(
+        self, transport: Transport, channel: int, max_piece: int, lost: asyncio.Future[str], patience: float
+    ) -> None:
         self._transport = transport
         self._channel = channel
         self._max_piece = max_piece
         self._lost = lost
+        self._patience = patience
+        # The broker counts publishes from the channel's opening on, and so do we: its confirms name the number.
         self._published = 0
+        # Where each number that is not confirmed yet belongs: its batch, and its position there. In order.
         self._unconfirmed: OrderedDict[int, tuple[Batch, int]] = OrderedDict()
 
     async def publish(
@@ -70,12 +74,12 @@ class Publisher:
         tags = range(self._published + 1, self._published + 1 + len(letters))
         self._published += len(letters)
         self._unconfirmed.update((tag, (batch, position)) for position, tag in enumerate(tags))
-        either: list[asyncio.Future[None] | asyncio.Future[str]] = [batch.settled, self._lost]
+        either: list[asyncio.Future[None] | asyncio.Future[str]] = [batch.concluded, self._lost]
         try:
-            await asyncio.wait(either, timeout=CONFIRM_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if batch.unconfirmed:
-                self._give_up(batch, tags)
+                self._forget(batch, tags)
         return batch.publications
 
     def on_return(self, message_id: str, reason: str) -> None:
@@ -87,14 +91,14 @@ class Publisher:
                 return
 
     def on_confirm(self, tag: int, *, multiple: bool, accepted: bool) -> None:
-        """Settle one message, or all up to it."""
+        """Conclude one message, or all up to it."""
         if not multiple:
-            self._settle(tag, accepted=accepted)
+            self._conclude(tag, accepted=accepted)
             return
         while self._unconfirmed and (first := next(iter(self._unconfirmed))) <= tag:
-            self._settle(first, accepted=accepted)
+            self._conclude(first, accepted=accepted)
 
-    def _settle(self, tag: int, *, accepted: bool) -> None:
+    def _conclude(self, tag: int, *, accepted: bool) -> None:
         batch, position = self._unconfirmed.pop(tag, (None, 0))
         if batch is None:
             return  # Given up already.
@@ -105,9 +109,9 @@ class Publisher:
             batch.publications[position] = Publication.CONFIRMED
         batch.unconfirmed -= 1
         if not batch.unconfirmed:
-            batch.settled.set_result(None)
+            batch.concluded.set_result(None)
 
-    def _give_up(self, batch: Batch, tags: Sequence[int]) -> None:
+    def _forget(self, batch: Batch, tags: Sequence[int]) -> None:
         for tag, letter in zip(tags, batch.letters, strict=True):
             if self._unconfirmed.pop(tag, None):
                 log.debug("amqp.unconfirmed", message_id=letter.message_id)

@@ -11,13 +11,14 @@ import structlog
 from yarl import URL
 
 from messaging import metrics, topology
-from messaging.channel import Channel, raise_if_cancelled
+from messaging.asking import raise_if_cancelled
+from messaging.channel import Channel
+from messaging.patience import Patience
 from messaging.settings import BrokerSettings
 from messaging.transport import Transport
 
 log = structlog.stdlib.get_logger(__name__)
 
-CONNECT_TIMEOUT_SECONDS = 10.0
 BACKOFF_BASE_SECONDS = 0.2
 BACKOFF_MAX_SECONDS = 5.0
 
@@ -28,14 +29,17 @@ class Session:
     `name` is what the broker's management shows for the connection.
     """
 
-    def __init__(self, settings: BrokerSettings, name: str) -> None:
+    def __init__(self, settings: BrokerSettings, name: str, patience: Patience | None = None) -> None:
         self._settings = settings
         self._name = name
+        self._patience = patience or Patience()
         # Replicas spread over the nodes; each goes round all of them.
         self._nodes = itertools.cycle(random.sample(settings.nodes, len(settings.nodes)))
+        # The last channel that was opened, lost or not; who waits for the next one waits for the event.
         self._channel: Channel | None = None
         self._opened = asyncio.Event()
-        self._missing = "broker: not connected yet"
+        # Why there is no channel, while there is none.
+        self._trouble = "broker: not connected yet"
 
     async def __aenter__(self) -> Self:
         return self
@@ -43,14 +47,14 @@ class Session:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._give_up()
+        await self._leave()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Channel:
         """Close the last channel and open the next, for as long as it takes."""
-        await self._give_up()
+        await self._leave()
         attempt = 0
         while True:
             raise_if_cancelled()
@@ -61,7 +65,7 @@ class Session:
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - aiormq raises bare ones, too.
                 raise_if_cancelled()
                 delay = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** min(attempt, 10)) * random.uniform(0.5, 1)
-                self._missing = f"broker: {type(error).__name__}"
+                self._trouble = f"broker: {type(error).__name__}"
                 log.warning(
                     "amqp.connect_failed",
                     node=_address(node),
@@ -91,12 +95,12 @@ class Session:
         return channel
 
     @property
-    def missing(self) -> str | None:
+    def unready(self) -> str | None:
         """What a readiness check says: None while there is a channel."""
-        return None if self.current else self._missing
+        return None if self.current else self._trouble
 
     async def _open(self, node: URL) -> Channel:
-        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+        async with asyncio.timeout(self._patience.connect):
             transport = Transport()
             connection = await aiormq.connect(
                 node, client_properties={"connection_name": self._name}, transport_factory=transport
@@ -108,13 +112,13 @@ class Session:
             except BaseException as error:
                 await connection.close(error)
                 raise
-        return Channel(connection, amqp, transport, self._settings)
+        return Channel(connection, amqp, transport, self._settings, self._patience)
 
     def _on_lost(self, lost: asyncio.Future[str]) -> None:
-        self._missing = f"broker: {lost.result()}"
+        self._trouble = f"broker: {lost.result()}"
         log.warning("amqp.lost", reason=lost.result())
 
-    async def _give_up(self) -> None:
+    async def _leave(self) -> None:
         channel, self._channel = self._channel, None
         if channel:
             await channel.close()

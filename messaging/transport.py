@@ -2,6 +2,14 @@
 
 aiormq awaits three times for each frame, and takes three frames and a task for each message: most of what one costs. So
 what comes by the hundred, messages and confirms, is taken here as it arrives; aiormq gets all the rest.
+
+A frame (AMQP 0-9-1, section 4.2.3), and the frames of a message, one after the other:
+
+    type  channel  size   payload            end        METHOD  Basic.Deliver: consumer's tag, delivery tag, ...
+    +----+--------+------+------------------+------+    HEADER  class, weight, size of the body, properties
+    | u8 |  u16   | u32  | `size` bytes     | 0xCE |    BODY    a piece of the body, none or many
+    +----+--------+------+------------------+------+
+           _START          a method's payload begins with its class and its number, u16 each: _METHOD
 """
 
 import asyncio
@@ -43,10 +51,13 @@ class Reader(asyncio.StreamReader):
     def __init__(self) -> None:
         super().__init__()
         self.receiver: Receiver | None = None
+        # The beginning of a frame whose rest has not arrived.
         self._rest = b""
-        self._content: Basic.Return | tuple[int, int] | None = None  # Of what its header and its body follow.
+        # The delivery (tag, redelivered) or return whose header and body frames come next.
+        self._content: Basic.Return | tuple[int, int] | None = None
+        # What has arrived of its body, and how many bytes are left to come.
         self._pieces: list[bytes] = []
-        self._missing = 0
+        self._left = 0
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[explicit-override, override]
         """Take what has arrived, and pass on what is not for the receiver."""
@@ -80,15 +91,15 @@ class Reader(asyncio.StreamReader):
         if self._content is None or kind not in (HEADER, BODY):
             return False
         if kind == HEADER:
-            (self._missing,) = _SIZE.unpack_from(data, start + 4)
+            (self._left,) = _SIZE.unpack_from(data, start + 4)
             if isinstance(self._content, Basic.Return):
                 _, _, header = pamqp.frame.unmarshal(data[start - _START.size : end + 1])
                 assert isinstance(header, ContentHeader)  # noqa: S101 - the frame's type says so.
                 receiver.on_return(header.properties.message_id or "", self._content.reply_text)
         else:
-            self._missing -= end - start
+            self._left -= end - start
             self._pieces.append(data[start:end])
-        if self._missing == 0:
+        if self._left == 0:
             content, pieces = self._content, self._pieces
             self._content, self._pieces = None, []
             if not isinstance(content, Basic.Return):

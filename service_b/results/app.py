@@ -30,7 +30,7 @@ def create_app(settings: Settings) -> web.Application:
         return await app[TASKS].missing()
 
     async def broker() -> str | None:
-        return app[SESSION].missing
+        return app[SESSION].unready
 
     add_health_routes(app, storage, broker)
     return app

@@ -7,7 +7,8 @@ from uuid import UUID
 
 import structlog
 
-from messaging.channel import Channel, Delivery, acknowledge
+from messaging.channel import Channel
+from messaging.deliveries import Delivery, acknowledge
 from messaging.messages import DecodeError, Outcome
 from messaging.session import Session
 from runtime.metrics import BATCH_SIZE

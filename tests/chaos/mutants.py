@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     Mutant(
         "prefetch ignored",
-        "messaging/channel.py",
+        "messaging/consuming.py",
         [("prefetch_count=prefetch,", "prefetch_count=0,")],
         SWAMPED,
         frozenset({"overlapping", "called after the end", "lost"}),

@@ -5,7 +5,6 @@ import asyncio
 import pytest
 from pamqp.commands import Basic
 
-from messaging import publishing
 from messaging.frames import Letter
 from messaging.publishing import Publication, Publisher
 from messaging.transport import Transport
@@ -39,7 +38,7 @@ async def lost() -> asyncio.Future[str]:
 
 @pytest.fixture
 async def publisher(wire: Wire, lost: asyncio.Future[str]) -> Publisher:
-    return Publisher(wire, 1, 1000, lost)
+    return Publisher(wire, 1, 1000, lost, 3600)
 
 
 async def begin(publisher: Publisher, wire: Wire, *names: str) -> asyncio.Task[list[Publication]]:
@@ -77,21 +76,18 @@ async def test_a_returned_message_is_confirmed_and_yet_refused(publisher: Publis
 
 
 async def test_with_its_channel_a_batch_is_uncertain_but_for_what_was_said(
-    publisher: Publisher, wire: Wire, lost: asyncio.Future[str], monkeypatch: pytest.MonkeyPatch
+    publisher: Publisher, wire: Wire, lost: asyncio.Future[str]
 ) -> None:
-    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_SECONDS", 3600)
     batch = await begin(publisher, wire, "a", "b", "c")
     publisher.on_confirm(2, multiple=False, accepted=True)
     lost.set_result("gone")
     assert await asyncio.wait_for(batch, 30) == [UNCERTAIN, CONFIRMED, UNCERTAIN]
 
 
-async def test_late_confirms_of_what_was_given_up_count_for_nothing(
-    publisher: Publisher, wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_SECONDS", 0)
+async def test_late_confirms_of_what_was_given_up_count_for_nothing(wire: Wire, lost: asyncio.Future[str]) -> None:
+    publisher = Publisher(wire, 1, 1000, lost, 0)
     given_up = await (await begin(publisher, wire, "a", "b"))
-    monkeypatch.undo()
+    publisher._patience = 3600
     batch = await begin(publisher, wire, "c")
     publisher.on_confirm(1, multiple=False, accepted=True)
     publisher.on_confirm(2, multiple=True, accepted=False)

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import ssl
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,11 +13,11 @@ import trustme
 from pydantic import SecretStr
 from yarl import URL
 
-from messaging import channel as channel_module
-from messaging import publishing, topology
-from messaging import session as session_module
-from messaging.channel import Channel, Delivery, acknowledge
+from messaging import topology
+from messaging.channel import Channel
+from messaging.deliveries import Delivery, acknowledge
 from messaging.frames import Letter
+from messaging.patience import Patience
 from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
@@ -59,11 +58,13 @@ def _own(node: RabbitMQ, name: str) -> BrokerSettings:
 
 
 @asynccontextmanager
-async def _through_proxy(settings: BrokerSettings, heartbeat: int = 2) -> AsyncIterator[tuple[Session, Proxy]]:
+async def _through_proxy(
+    settings: BrokerSettings, patience: Patience | None = None, *, heartbeat: int = 2
+) -> AsyncIterator[tuple[Session, Proxy]]:
     url = settings.nodes[0]
     async with Proxy(url.host or "", url.port or 0) as proxy:
         there = _at(settings, url.with_host("127.0.0.1").with_port(proxy.url_port), heartbeat=heartbeat)
-        async with Session(there, "test") as session:
+        async with Session(there, "test", patience) as session:
             yield session, proxy
 
 
@@ -153,7 +154,7 @@ async def test_a_closed_channel_refuses_publishes_and_ignores_acknowledgements(
     await channel.close()
     assert await channel.lost == "closed by us"
     assert session.current is None
-    assert session.missing == "broker: closed by us"
+    assert session.unready == "broker: closed by us"
     assert await _publish(channel, broker) is Publication.REFUSED
     acknowledge(deliveries[:1])
     await eventually(lambda: _ready(amqp, broker.configured_queue))
@@ -163,9 +164,9 @@ async def test_a_session_waits_for_its_channel_and_hands_out_the_next_one_after_
     waiting = asyncio.create_task(session.channel())
     first = await _next(session)
     assert await waiting is first
-    assert session.missing is None
+    assert session.unready is None
     first.lose("test")
-    await eventually(lambda: session.missing == "broker: test")
+    await eventually(lambda: session.unready == "broker: test")
     waiting = asyncio.create_task(session.channel())
     second = await _next(session)
     assert await waiting is second
@@ -187,7 +188,7 @@ async def test_a_broker_is_reached_by_tls_if_its_certificate_is_good(broker: Bro
             await eventually(lambda: [delivery.body for delivery in deliveries] == [b"over TLS"])
         async with Session(_at(broker, there), "test") as distrustful:
             connecting = asyncio.create_task(_next(distrustful))
-            await eventually(lambda: distrustful.missing == "broker: AMQPConnectionError")
+            await eventually(lambda: distrustful.unready == "broker: AMQPConnectionError")
             connecting.cancel()
 
 
@@ -361,7 +362,7 @@ async def test_a_subscription_that_brings_nothing_though_there_is_something_lose
     session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As RabbitMQ 3.10 makes it of one whose queue was deleted and declared again at once."""
-    monkeypatch.setattr(channel_module, "SUPPLY_SECONDS", 0.1)
+    session._patience = Patience(supply=0.1)
     channel = await _next(session)
 
     await channel.consume(broker.configured_queue, 2, lambda _: None)
@@ -375,19 +376,19 @@ async def test_a_subscription_that_brings_nothing_though_there_is_something_lose
 async def test_a_subscription_whose_reader_is_busy_or_whose_queue_is_empty_is_left_alone(
     session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_module, "SUPPLY_SECONDS", 0.01)
+    session._patience = Patience(supply=0.01)
     channel = await _next(session)
-    counts: list[tuple[int, int]] = []
-    count = channel._count
+    looks: list[bool] = []
+    is_filled = channel._consumer._is_filled
 
-    async def watched(queue: str) -> tuple[int, int]:
-        counts.append(await count(queue))
-        return counts[-1]
+    async def watched(queue: str) -> bool:
+        looks.append(await is_filled(queue))
+        return looks[-1]
 
-    monkeypatch.setattr(channel, "_count", watched)
+    monkeypatch.setattr(channel._consumer, "_is_filled", watched)
     deliveries: list[Delivery] = []
     await channel.consume(broker.configured_queue, 2, deliveries.append)
-    await eventually(lambda: len(counts) > 5)
+    await eventually(lambda: len(looks) > 5)
     await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(5)])
     await eventually(lambda: len(deliveries) == 2)
     for _ in range(20):
@@ -402,15 +403,15 @@ async def test_a_subscription_ends_in_the_middle_of_a_look_at_its_queue(
     session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It must not cost the channel, and so all calls that run."""
-    monkeypatch.setattr(channel_module, "SUPPLY_SECONDS", 0)
+    session._patience = Patience(supply=0)
     channel = await _next(session)
-    count, looking = channel._count, asyncio.Event()
+    is_filled, looking = channel._consumer._is_filled, asyncio.Event()
 
-    async def watched(queue: str) -> tuple[int, int]:
+    async def watched(queue: str) -> bool:
         looking.set()
-        return await count(queue)
+        return await is_filled(queue)
 
-    monkeypatch.setattr(channel, "_count", watched)
+    monkeypatch.setattr(channel._consumer, "_is_filled", watched)
     for _ in range(10):
         consumer = await channel.consume(broker.configured_queue, PREFETCH, lambda _: None)
         looking.clear()
@@ -507,8 +508,8 @@ async def test_a_delivery_after_the_process_stood_still_is_dropped_and_comes_aga
 ) -> None:
     channel = await _next(session)
     deliveries = await _consume(channel, broker)
-    channel._watchdog.cancel()
-    channel._alive_at = time.monotonic() - 60
+    channel._standstill.stop()
+    channel._standstill._alive_at -= 60
     await _publish(channel, broker)
     assert await _lost(channel) == "the process stood still"
     assert not deliveries
@@ -519,7 +520,7 @@ async def test_a_delivery_after_the_process_stood_still_is_dropped_and_comes_aga
 
 async def test_a_process_that_stood_still_notices_without_a_delivery(session: Session) -> None:
     channel = await _next(session)
-    channel._alive_at = time.monotonic() - 60
+    channel._standstill._alive_at -= 60
     assert await _lost(channel) == "the process stood still"
 
 
@@ -550,12 +551,8 @@ async def test_publishes_while_the_network_breaks_are_confirmed_or_uncertain_but
         assert await _publish(await _next(session), broker) is Publication.CONFIRMED
 
 
-async def test_a_silent_network_is_noticed_by_heartbeats_and_left_when_it_speaks_again(
-    broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_module, "CONNECT_TIMEOUT_SECONDS", 0.5)
-    monkeypatch.setattr(channel_module, "CLOSE_TIMEOUT_SECONDS", 0.5)
-    async with _through_proxy(broker, heartbeat=1) as (session, proxy):
+async def test_a_silent_network_is_noticed_by_heartbeats_and_left_when_it_speaks_again(broker: BrokerSettings) -> None:
+    async with _through_proxy(broker, Patience(connect=0.5, close=0.5), heartbeat=1) as (session, proxy):
         channel = await _next(session)
         deliveries = await _consume(channel, broker)
         await _publish(channel, broker)
@@ -564,7 +561,7 @@ async def test_a_silent_network_is_noticed_by_heartbeats_and_left_when_it_speaks
         assert await _publish(channel, broker) is Publication.UNCERTAIN
         await _lost(channel)
         reconnecting = asyncio.create_task(_next(session))
-        await eventually(lambda: session.missing == "broker: TimeoutError")
+        await eventually(lambda: session.unready == "broker: TimeoutError")
         assert not reconnecting.done()
         proxy.blackhole(False)
         again = await _consume(await reconnecting, broker)
@@ -585,12 +582,9 @@ async def test_publishes_pending_when_the_broker_closes_the_connection_are_uncer
         assert await _publish(await _next(session), settings) is Publication.CONFIRMED
 
 
-async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(
-    node: RabbitMQ, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_SECONDS", 0.5)
+async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(node: RabbitMQ) -> None:
     settings = _own(node, "blocked")
-    async with Session(settings, "test") as session:
+    async with Session(settings, "test", Patience(confirm=0.5)) as session:
         channel = await _next(session)
         async with _memory_alarm(node):
             await _publish(channel, settings, b"makes the broker say so")
@@ -600,7 +594,7 @@ async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(
             ended, _ = await asyncio.wait({waiting}, timeout=0.2)
             assert not ended
         await asyncio.wait_for(waiting, DEADLINE_SECONDS)
-        monkeypatch.undo()
+        channel._publisher._patience = DEADLINE_SECONDS
         assert not channel.lost.done(), "a blocked connection is not a lost one"
         assert await _publish(channel, settings) is Publication.CONFIRMED
         assert await channel.accepts_publishes()

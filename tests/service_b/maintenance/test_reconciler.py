@@ -18,9 +18,9 @@ from aiormq.abc import AbstractChannel
 from pydantic import SecretStr
 from typing_extensions import override
 
-from messaging import publishing
 from messaging.channel import Channel
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
+from messaging.patience import Patience
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import relay as relay_module
@@ -213,15 +213,14 @@ async def test_an_answer_says_nothing_of_what_was_dispatched_about_the_same_time
 
 
 async def test_while_the_broker_accepts_no_publishes_nothing_is_observed_and_the_past_is_void(
-    own_rabbitmq: RabbitMQ, tasks: TaskTable, database: DatabaseSettings, monkeypatch: pytest.MonkeyPatch
+    own_rabbitmq: RabbitMQ, tasks: TaskTable, database: DatabaseSettings
 ) -> None:
     """An empty queue proves nothing then: publishes of before, and outcomes, may wait in front of the broker."""
-    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_SECONDS", 0.5)
     settings = BrokerSettings(amqp_url=SecretStr(own_rabbitmq.url))
     await accept(tasks, A)
     await tasks.claim(1)
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(Session(settings, "reconciler"))
+        session = await stack.enter_async_context(Session(settings, "reconciler", Patience(confirm=0.5)))
         channel = await anext(session)
         await stack.enter_async_context(busy_reader(settings, settings.to_configure_queue))
         reconciler = Reconciler(session, tasks, settings, database)

@@ -1,0 +1,19 @@
+"""How long a session waits for what."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds; a test that wants to see one of them end makes it short."""
+
+    connect: float = 10.0
+    """To connect, and to find or make the topology."""
+    answer: float = 10.0
+    """For the broker's answer to a question (a subscription, a declaration, a count)."""
+    confirm: float = 30.0
+    """For the confirm of a publish."""
+    close: float = 5.0
+    """For the broker's word that a connection is closed."""
+    supply: float = 3.0
+    """Between two looks at whether a queue that has messages brings them."""
