@@ -3,13 +3,21 @@
 import asyncio
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import structlog
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from runtime.settings import FrozenSettings, HostName, Port, without_parts
+from service_b.database_session import (
+    DEFAULT_SEARCH_PATH,
+    KEEPALIVE,
+    POOLER,
+    SESSION,
+    UnfitDatabaseError,
+    check_session,
+)
+from service_b.database_url import driver_url, names_search_path
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -19,7 +27,6 @@ COMMAND_TIMEOUT_SECONDS = 10.0
 REFUSED_ROW = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """The database does not accept a value, whoever sends it and however often."""
 
-SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 STORAGE_ERRORS = (
     OSError,
@@ -27,6 +34,7 @@ STORAGE_ERRORS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # Among others: no host of the URL can be written to, as during a failover.
+    UnfitDatabaseError,
 )
 """The database is away, too slow, not migrated yet, full, or read-only: the same request may succeed later."""
 
@@ -50,31 +58,21 @@ class DatabaseSettings(FrozenSettings):
     @field_validator("database_url")
     @classmethod
     def _check_database_url(cls, value: SecretStr | None) -> SecretStr | None:
-        try:
-            if value:
-                _check_url(value.get_secret_value())
-        except ValueError:
-            raise ValueError(
-                "must be postgresql://user:password@host:port,host:port/database, the password percent-encoded"
-            ) from None
+        if value:
+            driver_url(value.get_secret_value())
         return value
 
 
-def _check_url(text: str) -> None:
-    """Refuse what asyncpg would refuse only when it connects, in an error that quotes the password."""
-    url = urlsplit(text)
-    login, _, hosts = url.netloc.rpartition("@")
-    if url.scheme not in ("postgresql", "postgres") or "@" in login:
-        raise ValueError
-    for host in hosts.split(","):
-        _ = urlsplit(f"//{host}").port
-    if (modes := parse_qs(url.query).get("sslmode")) and modes[-1] not in SSL_MODES:
-        raise ValueError
+def _session(settings: DatabaseSettings) -> dict[str, str]:
+    """Give the settings that our sessions start with and keep."""
+    url = settings.database_url
+    elsewhere = url and names_search_path(url.get_secret_value())
+    return SESSION if elsewhere else SESSION | {"search_path": DEFAULT_SEARCH_PATH}
 
 
 def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
     if settings.database_url:
-        where: dict[str, Any] = {"dsn": settings.database_url.get_secret_value()}
+        where: dict[str, Any] = {"dsn": driver_url(settings.database_url.get_secret_value())}
     else:
         where = {
             "user": settings.postgres_user,
@@ -88,22 +86,25 @@ def _arguments(settings: DatabaseSettings) -> dict[str, Any]:
         "command_timeout": COMMAND_TIMEOUT_SECONDS,
         # Of several hosts, the one that can be written to; after a failover that is another one.
         "target_session_attrs": "read-write",
-        "server_settings": {
-            "application_name": "service_b",
-            "jit": "off",
-            # A process that stands still, or a host that is gone, must not keep its locks from the others.
-            "idle_in_transaction_session_timeout": "10s",
-            "tcp_keepalives_idle": "10",
-            "tcp_keepalives_interval": "5",
-            "tcp_keepalives_count": "3",
-        },
+        "server_settings": _session(settings) | KEEPALIVE,
     }
+
+
+def describe(error: BaseException) -> str:
+    """Say in one line what one of `STORAGE_ERRORS` means for an operator."""
+    words = str(error).partition("\n")[0]
+    if isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in words:
+        return POOLER.format(words)
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return "no host takes writes"
+    return words or type(error).__name__
 
 
 class Pool(asyncpg.Pool):
     """A pool that takes a connection back without its user waiting for that.
 
-    It takes some turns of the event loop, each as long as all that hundreds of requests have to do meanwhile.
+    Giving back awaits the pool several times; on a busy loop each await resumes only after hundreds of other requests,
+    and the caller already has its rows.
     """
 
     async def release(self, connection: Any, *, timeout: float | None = None) -> None:  # type: ignore[explicit-override]
@@ -123,11 +124,23 @@ async def _keep(connection: asyncpg.Connection) -> None:
 
 def create_pool(settings: DatabaseSettings) -> Pool:
     """Make the pool. It connects when it is first used, so that a process may start before its database."""
+    expected, told = _session(settings), set[str]()
+
+    async def check(connection: Any) -> None:
+        try:
+            await check_session(connection, expected)
+        except UnfitDatabaseError as error:
+            if str(error) not in told:  # It is tried again and again.
+                told.add(str(error))
+                log.error("database.unfit", reason=str(error))
+            raise
+
     return Pool(
         min_size=0,
         max_size=settings.pool_size,
         max_queries=50_000,
         max_inactive_connection_lifetime=300.0,
+        init=check,
         reset=_keep,
         loop=None,
         connection_class=asyncpg.Connection,
@@ -138,4 +151,10 @@ def create_pool(settings: DatabaseSettings) -> Pool:
 
 async def connect(settings: DatabaseSettings) -> asyncpg.Connection:
     """Open one connection of its own, for a listener or a lock that lives as long as the connection."""
-    return await asyncpg.connect(**_arguments(settings))
+    connection: asyncpg.Connection = await asyncpg.connect(**_arguments(settings))
+    try:
+        await check_session(connection, _session(settings))
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
-from service_b.database import STORAGE_ERRORS
+from service_b.database import STORAGE_ERRORS, describe
 
 CHANNEL = "task_due"
 """Notified when a task became due that no insert of the same process announces."""
@@ -100,7 +100,7 @@ class TaskTable:
         except asyncpg.UndefinedTableError:
             return "database: not migrated"
         except STORAGE_ERRORS as error:
-            return f"database: {type(error).__name__}"
+            return f"database: {describe(error)}"
         return None
 
     async def insert(self, tasks: Sequence[NewTask], *, grace_seconds: float, deadline_seconds: float) -> None:
