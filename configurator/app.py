@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import structlog
 from aiohttp import web
 
 from configurator.consumers import Consumers
-from configurator.service_a import ServiceA
+from configurator.service_a import PROBE_SECONDS, ServiceA
 from configurator.settings import Settings
 from messaging.session import Session
 from runtime.health import add_health_routes
@@ -20,11 +21,11 @@ SESSION = web.AppKey("SESSION", Session)
 SERVICE_A = web.AppKey("SERVICE_A", ServiceA)
 
 
-def create_app(settings: Settings) -> web.Application:
+def create_app(settings: Settings, probe_seconds: float = PROBE_SECONDS) -> web.Application:
     """Wire the configurator."""
     app = web.Application()
     app[SETTINGS] = settings
-    app.cleanup_ctx.append(_consumers)
+    app.cleanup_ctx.append(partial(_consumers, probe_seconds=probe_seconds))
 
     async def broker() -> str | None:
         return app[SESSION].unready
@@ -36,10 +37,13 @@ def create_app(settings: Settings) -> web.Application:
     return app
 
 
-async def _consumers(app: web.Application) -> AsyncIterator[None]:
+async def _consumers(app: web.Application, probe_seconds: float) -> AsyncIterator[None]:
     """Consume until the process stops; what has begun is finished, up to the grace period."""
     settings = app[SETTINGS]
-    async with Session(settings, "configurator") as session, ServiceA(settings.service_a_url) as service_a:
+    async with (
+        Session(settings, "configurator") as session,
+        ServiceA(settings.service_a_url, probe_seconds=probe_seconds) as service_a,
+    ):
         app[SESSION] = session
         app[SERVICE_A] = service_a
         consumers = Consumers(session, service_a, settings)

@@ -1,47 +1,23 @@
 """N asyncio consumers: each takes one task, makes one call to service A, and reports one outcome."""
 
 import asyncio
-import math
-import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Coroutine
 from typing import Any
-from uuid import UUID
 
 import structlog
 
 from configurator import metrics
+from configurator.jobs import Job, Key, without_answer
+from configurator.reports import Reports
 from configurator.service_a import ServiceA
 from configurator.settings import Settings
 from messaging.channel import Channel
 from messaging.deliveries import Delivery, acknowledge
-from messaging.frames import Letter
-from messaging.messages import ConfigureTask, DecodeError, Outcome, OutcomeKind
-from messaging.publishing import Publication
+from messaging.messages import ConfigureTask, DecodeError, OutcomeKind
 from messaging.session import Session
-from runtime.batching import Batcher
+from runtime.clock import now
 
 log = structlog.stdlib.get_logger(__name__)
-
-PROBE_SECONDS = 1.0
-REPUBLISH_SECONDS = 0.5
-REPORT_BATCH = 500
-
-Key = tuple[UUID, int]
-"""One attempt at one task."""
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """A task taken, until its outcome is with the broker.
-
-    `deliveries` are all that brought it: after a lost connection the broker brings a running call's task once more,
-    and only that delivery can still be acknowledged. `taken_at`: in seconds of the monotonic clock.
-    """
-
-    task: ConfigureTask
-    deliveries: list[Delivery]
-    taken_at: float = field(default_factory=time.monotonic)
 
 
 class Consumers:
@@ -49,15 +25,20 @@ class Consumers:
 
     No work is taken while service A cannot be reached. A redelivered task is never called for blindly: some process
     may still be calling A for it, and A goes on after its caller has died.
+
+    `_jobs`: every task taken, until its outcome is with the broker; `_idle` is set while there is none.
+    `_waiting`: those of them that no consumer has begun.
+    `_background`: reports and dead letters that no consumer waits for.
+    `_stopping`: take nothing more; `_unsubscribed`: the broker brings nothing more.
     """
 
     def __init__(self, session: Session, service_a: ServiceA, settings: Settings) -> None:
         self._session = session
         self._service_a = service_a
         self._settings = settings
-        self._calls: dict[Key, Call] = {}
-        self._waiting: asyncio.Queue[Call] = asyncio.Queue()
-        self._reports = Batcher("report", self._publish, max_batch=REPORT_BATCH, max_waiting=math.inf, timeout=math.inf)
+        self._jobs: dict[Key, Job] = {}
+        self._waiting: asyncio.Queue[Job] = asyncio.Queue()
+        self._reports = Reports(session, settings.configured_key, self._forget)
         self._background: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._unsubscribed = asyncio.Event()
@@ -69,7 +50,7 @@ class Consumers:
         """Consume until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._take_in())
-            group.create_task(self._watch_service_a())
+            group.create_task(self._service_a.watch())
             for _ in range(self._settings.concurrency):
                 group.create_task(self._consume())
 
@@ -77,12 +58,12 @@ class Consumers:
         """Take no more work, and wait until every outcome is with the broker."""
         self._stopping.set()
         await self._unsubscribed.wait()
-        log.info("configurator.draining", calls=len(self._calls))
+        log.info("configurator.draining", calls=len(self._jobs))
         await self._idle.wait()
 
     def in_flight(self) -> int:
         """Count the tasks taken whose outcome is not with the broker yet."""
-        return len(self._calls)
+        return len(self._jobs)
 
     async def _take_in(self) -> None:
         async for channel in self._session:
@@ -102,13 +83,12 @@ class Consumers:
         if not channel.lost.done():
             await channel.cancel(consumer)
         while not self._waiting.empty():
-            call = self._waiting.get_nowait()
+            job = self._waiting.get_nowait()
             if channel.lost.done():
                 # The broker brings it again, perhaps to another process: this one must not begin it any more.
-                del self._calls[_key(call.task)]
-                self._settle()
+                self._forget(job)
             else:
-                self._spawn(self._report(call, _unmade(call.task, OutcomeKind.NOT_STARTED)))
+                self._spawn(self._reports.report(job, without_answer(job.task, OutcomeKind.NOT_STARTED)))
 
     async def _first(self, channel: Channel, condition: Coroutine[None, None, bool]) -> None:
         """Wait for a condition, but no longer than for the channel's loss or the process's stop."""
@@ -126,35 +106,36 @@ class Consumers:
         except DecodeError as error:
             self._spawn(self._dead_letter(delivery, error.reason))
             return
-        key = _key(task)
-        if running := self._calls.get(key):
+        job = Job(task, [delivery])
+        if running := self._jobs.get(job.key):
             running.deliveries.append(delivery)
             metrics.REDELIVERED.labels("joined").inc()
             log.info("call.joined", task_id=str(task.task_id), attempt=task.attempt)
             return
-        call = self._calls[key] = Call(task, [delivery])
+        self._jobs[job.key] = job
         self._idle.clear()
         if delivery.redelivered:
             metrics.REDELIVERED.labels("interrupted").inc()
             log.warning("call.interrupted", task_id=str(task.task_id), attempt=task.attempt)
             hold = task.time_limit_seconds + self._settings.lateness_seconds
-            self._spawn(self._report(call, _unmade(task, OutcomeKind.INTERRUPTED, hold)))
+            self._spawn(self._reports.report(job, without_answer(task, OutcomeKind.INTERRUPTED, hold)))
         else:
-            self._waiting.put_nowait(call)
+            self._waiting.put_nowait(job)
 
     async def _consume(self) -> None:
         while True:
-            call = await self._waiting.get()
-            task = call.task
-            if time.monotonic() > call.taken_at + self._settings.lateness_seconds:
-                # Calls of before a reconnection hold the consumers. The reconciler counts from when a task is taken.
-                await self._report(call, _unmade(task, OutcomeKind.NOT_STARTED))
+            job = await self._waiting.get()
+            task = job.task
+            if now() > job.taken_at + self._settings.lateness_seconds:
+                # All consumers may still be busy with calls from before a reconnection, so this task waited. The
+                # reconciler assumes that a call starts within `lateness_seconds` of delivery: later, give it back.
+                await self._reports.report(job, without_answer(task, OutcomeKind.NOT_STARTED))
                 continue
             try:
                 outcome = await self._service_a.configure(task)
             except Exception:
                 log.exception("call.bug", task_id=str(task.task_id), attempt=task.attempt)
-                outcome = _unmade(task, OutcomeKind.UNKNOWN, task.time_limit_seconds)
+                outcome = without_answer(task, OutcomeKind.UNKNOWN, task.time_limit_seconds)
             if outcome.kind is not OutcomeKind.SUCCESS:
                 log.info(
                     "call.ended",
@@ -163,58 +144,18 @@ class Consumers:
                     outcome=outcome.kind.value,
                     reason=outcome.reason,
                 )
-            await self._report(call, outcome)
-
-    async def _report(self, call: Call, outcome: Outcome) -> None:
-        """Publish the outcome until the broker has it safe, and only then acknowledge."""
-        while await self._reports.submit((call, outcome)) is not Publication.CONFIRMED:
-            await asyncio.sleep(REPUBLISH_SECONDS)
-        metrics.OUTCOMES.labels(outcome.kind.value).inc()
-
-    async def _publish(self, reports: Sequence[tuple[Call, Outcome]]) -> list[Publication]:
-        channel = await self._session.channel()
-        await channel.unblocked()  # A broker short of memory or disk keeps every copy that it is sent.
-        letters = [Letter(outcome.message_id, outcome.encode()) for _, outcome in reports]
-        publications = await channel.publish(self._settings.configured_key, letters)
-        ended = [
-            call
-            for (call, _), publication in zip(reports, publications, strict=True)
-            if publication is Publication.CONFIRMED
-        ]
-        for call in ended:
-            del self._calls[_key(call.task)]
-        acknowledge(delivery for call in ended for delivery in call.deliveries)
-        self._settle()
-        return publications
+            await self._reports.report(job, outcome)
 
     async def _dead_letter(self, delivery: Delivery, reason: str) -> None:
         await delivery.channel.dead_letter(self._settings.to_configure_queue, delivery, reason)
         acknowledge([delivery])
 
-    async def _watch_service_a(self) -> None:
-        while True:
-            await self._service_a.unreachable.wait()
-            log.warning("service_a.unreachable", url=self._service_a.address)
-            with metrics.PAUSED.track_inprogress():
-                await asyncio.sleep(PROBE_SECONDS)
-                while not await self._service_a.probe():
-                    await asyncio.sleep(PROBE_SECONDS)
-            log.info("service_a.reachable", url=self._service_a.address)
-
-    def _settle(self) -> None:
-        if not self._calls:
+    def _forget(self, job: Job) -> None:
+        del self._jobs[job.key]
+        if not self._jobs:
             self._idle.set()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def _key(task: ConfigureTask) -> Key:
-    return task.task_id, task.attempt
-
-
-def _unmade(task: ConfigureTask, kind: OutcomeKind, hold_seconds: float = 0) -> Outcome:
-    """Make the outcome of an attempt for which this process has no answer of service A's."""
-    return Outcome(task_id=task.task_id, attempt=task.attempt, kind=kind, hold_seconds=hold_seconds)

@@ -1,43 +1,33 @@
 """The client of service A: one call, one outcome, never an exception."""
 
 import asyncio
-import json
-import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
+import structlog
 from yarl import URL
 
 from configurator import metrics
+from configurator.answers import classify, parse_retry_after, read
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
+from runtime.clock import now
+
+log = structlog.stdlib.get_logger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 10.0
+PROBE_SECONDS = 1.0
 KEEPALIVE_SECONDS = 3.0
 """Shorter than any server's: a call sent into a connection that A is closing has an unknown outcome."""
-MAX_ANSWER_BYTES = 64 * 1024
-MAX_REASON = 300
-MAX_RETRY_AFTER_SECONDS = 10.0**8
-"""What a message can carry; the results process waits no longer than its own setting says."""
-
-ANSWERS = {
-    200: OutcomeKind.SUCCESS,
-    404: OutcomeKind.NOT_FOUND,
-    500: OutcomeKind.FAILED,
-    400: OutcomeKind.REJECTED,
-    422: OutcomeKind.REJECTED,
-}
-"""The answers that end a task."""
 
 
 class ServiceA:
     """Service A over HTTP. Of `reachable` and `unreachable` one is set: could the last connection be made?"""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, probe_seconds: float = PROBE_SECONDS) -> None:
         self._url = URL(url)
+        self._probe_seconds = probe_seconds
         self._path = f"{url}/api/v1/equipment/cpe/"
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
@@ -63,10 +53,10 @@ class ServiceA:
 
     async def configure(self, task: ConfigureTask) -> Outcome:
         """Call A once for a task's attempt, and tell what came of it, within the task's time limit."""
-        started = time.monotonic()
+        started = now()
         with metrics.IN_FLIGHT.track_inprogress():
             kind, reason, retry_after = await self._call(task)
-        seconds = time.monotonic() - started
+        seconds = now() - started
         metrics.CALLS.labels(kind.value).observe(seconds)
         # After an unknown end A may work on until the limit; after all others it has let go of the device.
         hold = max(0.0, task.time_limit_seconds - seconds) if kind is OutcomeKind.UNKNOWN else 0.0
@@ -91,7 +81,7 @@ class ServiceA:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=task.time_limit_seconds, sock_connect=CONNECT_TIMEOUT_SECONDS),
             ) as response:
-                body = await _read(response)
+                body = await read(response)
                 kind, reason = classify(response.status, body)
                 return kind, reason, parse_retry_after(response.headers, datetime.now(UTC))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -103,7 +93,18 @@ class ServiceA:
         except (aiohttp.ClientError, OSError) as error:
             return OutcomeKind.UNKNOWN, f"no answer: {type(error).__name__}", None
 
-    async def probe(self) -> bool:
+    async def watch(self) -> None:
+        """Whenever A cannot be reached, probe it until it can; without end."""
+        while True:
+            await self.unreachable.wait()
+            log.warning("service_a.unreachable", url=self.address)
+            with metrics.PAUSED.track_inprogress():
+                await asyncio.sleep(self._probe_seconds)
+                while not await self._probe():
+                    await asyncio.sleep(self._probe_seconds)
+            log.info("service_a.reachable", url=self.address)
+
+    async def _probe(self) -> bool:
         """Try a TCP connection: a POST would configure something. Sets `reachable` when it succeeds."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
@@ -118,47 +119,3 @@ class ServiceA:
 
 def _body(task: ConfigureTask) -> bytes:
     return b'{"timeoutInSeconds":%d,"parameters":%s}' % (task.timeout_in_seconds, task.parameters.encode())
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """Read an answer, but no more of it than an answer of A's can be long."""
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            response.close()
-            return b""
-    return bytes(body)
-
-
-def classify(status: int, body: bytes) -> tuple[OutcomeKind, str]:
-    """Read an answer: only A's own JSON (`code` as the HTTP status) counts as an answer of A's."""
-    if status in (429, 503):
-        return OutcomeKind.UNAVAILABLE, f"service A answered {status}"
-    try:
-        answer: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict) or type(answer.get("code")) is not int or answer["code"] != status:
-        return OutcomeKind.UNKNOWN, f"not an answer of service A: HTTP {status}"
-    message = answer.get("message")
-    said = (
-        (message if isinstance(message, str) else "")
-        .encode(errors="replace")
-        .decode()
-        .replace("\x00", "\ufffd")[:MAX_REASON]
-    )
-    return ANSWERS.get(status, OutcomeKind.UNKNOWN), f"{status} {said}"
-
-
-def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Read `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3); None without a usable one."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit() and len(value) < 9:
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)

@@ -147,7 +147,7 @@ MUTANTS = (
     Mutant(
         "no join on redelivery",
         "configurator/consumers.py",
-        [("if running := self._calls.get(key):", "if running := self._calls.get((task.task_id, 0)):")],
+        [("if running := self._jobs.get(job.key):", "if running := self._jobs.get((task.task_id, 0)):")],
         DOUBLED_WORK,
         frozenset({"attempt called twice"}),
     ),
@@ -179,7 +179,7 @@ MUTANTS = (
         SWAMPED,
         frozenset({"overlapping", "called after the end", "lost"}),
         # The second guard against the same harm: what has waited for too long is handed back.
-        also=("configurator/consumers.py", ("if time.monotonic() > call.taken_at +", "if time.monotonic() > 9e9 +")),
+        also=("configurator/consumers.py", ("if now() > job.taken_at +", "if now() > 9e9 +")),
     ),
     Mutant(
         "promotion out of order",

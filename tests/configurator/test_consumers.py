@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from pytest_aiohttp import AiohttpClient
 from structlog.testing import capture_logs
 
-from configurator import consumers, service_a
+from configurator import service_a
 from configurator.app import create_app
 from configurator.settings import Settings
 from messaging import topology
@@ -113,7 +113,7 @@ async def start(aiohttp_client: AiohttpClient, broker: BrokerSettings, fake_a: F
 
     async def start(**changed: Any) -> TestClient[web.Request, web.Application]:
         own = {"service_a_url": fake_a.url, "concurrency": 10, "shutdown_grace_seconds": 30}
-        return await aiohttp_client(create_app(Settings(**broker.model_dump() | own | changed)))
+        return await aiohttp_client(create_app(Settings(**broker.model_dump() | own | changed), probe_seconds=0.05))
 
     return start
 
@@ -124,11 +124,6 @@ async def proxy(broker: BrokerSettings) -> AsyncIterator[Proxy]:
     url = broker.nodes[0]
     async with Proxy(url.host or "", url.port or 0) as made:
         yield made
-
-
-@pytest.fixture(autouse=True)
-def _fast_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumers, "PROBE_SECONDS", 0.05)
 
 
 def _behind(proxy: Proxy, broker: BrokerSettings) -> SecretStr:

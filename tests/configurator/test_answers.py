@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configurator.service_a import MAX_RETRY_AFTER_SECONDS, classify, parse_retry_after
+from configurator.answers import MAX_RETRY_AFTER_SECONDS, classify, parse_retry_after
 from messaging.messages import Outcome, OutcomeKind
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -1,0 +1,69 @@
+"""How an answer of service A's is read."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+
+from messaging.messages import OutcomeKind
+
+MAX_ANSWER_BYTES = 64 * 1024
+MAX_REASON = 300
+MAX_RETRY_AFTER_SECONDS = 10.0**8
+"""What a message can carry; the results process waits no longer than its own setting says."""
+
+ANSWERS = {
+    200: OutcomeKind.SUCCESS,
+    404: OutcomeKind.NOT_FOUND,
+    500: OutcomeKind.FAILED,
+    400: OutcomeKind.REJECTED,
+    422: OutcomeKind.REJECTED,
+}
+"""The answers that end a task."""
+
+
+async def read(response: aiohttp.ClientResponse) -> bytes:
+    """Read an answer, but no more of it than an answer of A's can be long."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            response.close()
+            return b""
+    return bytes(body)
+
+
+def classify(status: int, body: bytes) -> tuple[OutcomeKind, str]:
+    """Read an answer: only A's own JSON (`code` as the HTTP status) counts as an answer of A's."""
+    if status in (429, 503):
+        return OutcomeKind.UNAVAILABLE, f"service A answered {status}"
+    try:
+        answer: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict) or type(answer.get("code")) is not int or answer["code"] != status:
+        return OutcomeKind.UNKNOWN, f"not an answer of service A: HTTP {status}"
+    message = answer.get("message")
+    said = (
+        (message if isinstance(message, str) else "")
+        .encode(errors="replace")
+        .decode()
+        .replace("\x00", "\ufffd")[:MAX_REASON]
+    )
+    return ANSWERS.get(status, OutcomeKind.UNKNOWN), f"{status} {said}"
+
+
+def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Read `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3); None without a usable one."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit() and len(value) < 9:
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
