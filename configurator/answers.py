@@ -1,6 +1,7 @@
 """How an answer of service A's is read."""
 
 import json
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -26,14 +27,44 @@ ANSWERS = {
 
 
 async def read(response: aiohttp.ClientResponse) -> bytes:
-    """Read an answer, but no more of it than an answer of A's can be long."""
+    """Read an answer, but no more of it than an answer of A's can be long; nothing if it is longer or unreadable."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
             response.close()
             return b""
-    return bytes(body)
+    return decompress(bytes(body), ",".join(response.headers.getall("Content-Encoding", ())))
+
+
+def decompress(body: bytes, codings: str) -> bytes:
+    """Undo what a proxy before A may do though it was not asked (RFC 9110, section 8.4); nothing if that cannot be.
+
+    What comes out is bounded like an answer that comes as it is.
+    """
+    for coding in reversed(codings.lower().split(",")):
+        match coding.strip():
+            case "" | "identity":
+                continue
+            case "gzip" | "x-gzip":
+                formats = [16 + zlib.MAX_WBITS]
+            case "deflate":
+                formats = [zlib.MAX_WBITS, -zlib.MAX_WBITS]  # Some send it without zlib's frame.
+            case _:
+                return b""
+        body = _inflate(body, formats)
+    return body
+
+
+def _inflate(body: bytes, formats: list[int]) -> bytes:
+    for wbits in formats:
+        inflating = zlib.decompressobj(wbits)
+        try:
+            plain = inflating.decompress(body, MAX_ANSWER_BYTES + 1)
+        except zlib.error:
+            continue
+        return plain if inflating.eof and len(plain) <= MAX_ANSWER_BYTES else b""
+    return b""
 
 
 def classify(status: int, body: bytes) -> tuple[OutcomeKind, str]:

@@ -75,6 +75,7 @@ class ServiceA:
                 URL(self._path + task.equipment_id, encoded=True),
                 data=aiohttp.BytesPayload(_body(task), content_type="application/json"),
                 headers={
+                    "Accept-Encoding": "identity",
                     "Idempotency-Key": str(task.task_id),
                     "X-Attempt": str(task.attempt),
                 },

@@ -1,6 +1,9 @@
 """How an answer of service A's is read: only its own JSON counts, and nothing that it may send breaks the reader."""
 
+import gzip
 import json
+import tracemalloc
+import zlib
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
 from http import HTTPStatus
@@ -11,7 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configurator.answers import MAX_RETRY_AFTER_SECONDS, classify, parse_retry_after
+from configurator.answers import (
+    MAX_ANSWER_BYTES,
+    MAX_RETRY_AFTER_SECONDS,
+    classify,
+    decompress,
+    parse_retry_after,
+)
 from messaging.messages import Outcome, OutcomeKind
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -94,6 +103,63 @@ def test_a_reason_can_be_sent_and_stored(message: str) -> None:
 def test_no_answer_breaks_the_reader(status: int, body: Any) -> None:
     kind, _ = classify(status, body if isinstance(body, bytes) else body.encode())
     assert kind in (OutcomeKind.UNKNOWN, OutcomeKind.UNAVAILABLE)
+
+
+RAW = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+SAID = as_answer(200)
+COMPRESSED = {
+    "gzip": gzip.compress(SAID),
+    "GZip": gzip.compress(SAID),
+    "x-gzip": gzip.compress(SAID),
+    " gzip , identity": gzip.compress(SAID),
+    "deflate": zlib.compress(SAID),
+    "deflate, gzip": gzip.compress(zlib.compress(SAID)),
+    "": SAID,
+    "identity": SAID,
+}
+
+
+@pytest.mark.parametrize("codings", COMPRESSED)
+def test_a_compressed_answer_is_read(codings: str) -> None:
+    assert decompress(COMPRESSED[codings], codings) == SAID
+
+
+def test_deflate_without_its_frame_is_read() -> None:
+    assert decompress(RAW.compress(SAID) + RAW.flush(), "deflate") == SAID
+
+
+@pytest.mark.parametrize(
+    ("body", "codings"),
+    [
+        (SAID, "gzip"),
+        (SAID, "deflate"),
+        (SAID, "br"),
+        (SAID, "zstd"),
+        (b"", "gzip"),
+        (gzip.compress(SAID)[:-9], "gzip"),
+        (zlib.compress(SAID)[:-5], "deflate"),
+        (gzip.compress(SAID), "deflate"),
+        (gzip.compress(bytes(MAX_ANSWER_BYTES + 1)), "gzip"),
+        (gzip.compress(gzip.compress(bytes(10**7))), "gzip, gzip"),
+    ],
+)
+def test_what_cannot_be_decompressed_is_nothing(body: bytes, codings: str) -> None:
+    assert decompress(body, codings) == b""
+
+
+def test_a_bomb_costs_no_more_memory_than_an_answer() -> None:
+    bomb = gzip.compress(bytes(10**8))
+    tracemalloc.start()
+    try:
+        assert decompress(bomb, "gzip") == b""
+        assert tracemalloc.get_traced_memory()[1] < 10 * MAX_ANSWER_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.binary(), st.sampled_from(["gzip", "deflate", "deflate,gzip"]))
+def test_no_compressed_bytes_break_the_reader(body: bytes, codings: str) -> None:
+    assert len(decompress(body, codings)) <= MAX_ANSWER_BYTES
 
 
 def test_without_the_header_there_is_no_wish() -> None:

@@ -167,9 +167,12 @@ def _raw(data: bytes) -> Behaviour:
     return behave
 
 
-def _compressed() -> Behaviour:
+def _compressed(message: str = "success") -> Behaviour:
+    """Answer as a proxy that compresses, whatever it is asked for."""
+
     async def behave(fake: FakeA, request: web.Request) -> web.StreamResponse:
-        body = gzip.compress(b'{"code":200,"message":"success"}')
+        assert request.headers["Accept-Encoding"] == "identity"
+        body = gzip.compress(json.dumps({"code": 200, "message": message}).encode())
         return web.Response(body=body, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"})
 
     return behave
@@ -212,7 +215,12 @@ ANSWERS: dict[str, tuple[Behaviour, OutcomeKind, str]] = {
         OutcomeKind.UNKNOWN,
         "302 as told",
     ),
-    "compressed": (_compressed(), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 200"),
+    "compressed": (_compressed(), OutcomeKind.SUCCESS, "200 success"),
+    "compressed, over 64 KiB": (
+        _compressed("x" * 1_000_000),
+        OutcomeKind.UNKNOWN,
+        "not an answer of service A: HTTP 200",
+    ),
     "garbage HTTP": (_raw(b"\x16\x03 garbage\r\n\r\n"), OutcomeKind.UNKNOWN, "no answer: "),
     "hung up": (_raw(b""), OutcomeKind.UNKNOWN, "no answer: ServerDisconnectedError"),
     "lost in the middle": (_raw(LOST), OutcomeKind.UNKNOWN, "no answer: ClientPayloadError"),
