@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import asyncpg
 import structlog
@@ -20,7 +21,7 @@ from service_b.relay import Relay
 from service_b.settings import Settings
 from service_b.statuses import Statuses
 from service_b.submission import Submission
-from service_b.tasks.table import TaskTable
+from service_b.tasks import counts, lookups, readiness
 from service_b.wakeup import listen
 
 log = structlog.stdlib.get_logger(__name__)
@@ -29,7 +30,7 @@ STOP_SECONDS = 10.0
 MEASURE_SECONDS = 15.0
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
-TASKS = web.AppKey("TASKS", TaskTable)
+POOL = web.AppKey("POOL", asyncpg.Pool)
 WAKE = web.AppKey("WAKE", asyncio.Event)
 
 
@@ -43,7 +44,7 @@ def create_app(settings: Settings) -> web.Application:
     routes.add_routes(app.router)
 
     async def storage() -> str | None:
-        return await app[TASKS].missing()
+        return await readiness.unready(app[POOL])
 
     # The broker is not asked: without it tasks are accepted all the same.
     add_health_routes(app, storage)
@@ -53,9 +54,9 @@ def create_app(settings: Settings) -> web.Application:
 async def _storage(app: web.Application) -> AsyncIterator[None]:
     """Open the table and what stands in front of it; the last batches are flushed before the pool closes."""
     async with create_pool(app[SETTINGS]) as pool:
-        tasks = app[TASKS] = TaskTable(pool)
-        submission = app[routes.SUBMISSION] = Submission(tasks, app[SETTINGS], app[WAKE])
-        statuses = app[routes.STATUSES] = Statuses(tasks.statuses)
+        app[POOL] = pool
+        submission = app[routes.SUBMISSION] = Submission(pool, app[SETTINGS], app[WAKE])
+        statuses = app[routes.STATUSES] = Statuses(partial(lookups.look_up, pool))
         yield
         await submission.close()
         await statuses.close()
@@ -75,13 +76,13 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
     """Run the relay and what wakes it, the reconciler, and the backlog's gauges."""
     settings = app[SETTINGS]
     async with Session(settings, settings.app_name) as session:
-        relay = Relay(session, app[TASKS], settings, app[WAKE])
-        reconciler = Reconciler(session, app[TASKS], settings, settings)
+        relay = Relay(session, app[POOL], settings, app[WAKE])
+        reconciler = Reconciler(session, app[POOL], settings, settings)
         relaying = start_vital(relay.run(), "relay")
         others = [
             start_vital(listen(settings, app[WAKE]), "wakeup"),
             start_vital(reconciler.run(), "reconciler"),
-            start_vital(_measure(app[TASKS]), "backlog"),
+            start_vital(_measure(app[POOL]), "backlog"),
         ]
         yield
         relay.stop()
@@ -92,12 +93,12 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
         await asyncio.gather(relaying, *others, return_exceptions=True)
 
 
-async def _measure(tasks: TaskTable) -> None:
+async def _measure(pool: asyncpg.Pool) -> None:
     """Keep the backlog's gauges fresh, at no more than a twentieth of one connection's time."""
     while True:
         started = time.monotonic()
         try:
-            backlog = await tasks.backlog()
+            backlog = await counts.count(pool)
         except STORAGE_ERRORS as error:
             log.warning("backlog.storage_unavailable", error=repr(error))
         else:

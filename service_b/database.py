@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 import structlog
+from asyncpg.pool import PoolConnectionProxy
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from runtime.settings import FrozenSettings, HostName, Port, without_parts
@@ -20,6 +21,10 @@ from service_b.database_session import (
 from service_b.database_url import driver_url, names_search_path
 
 log = structlog.stdlib.get_logger(__name__)
+
+Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
+Queries: TypeAlias = Connection | asyncpg.Pool
+"""What a single statement needs: a pool will do."""
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 COMMAND_TIMEOUT_SECONDS = 10.0

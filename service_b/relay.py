@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 
+import asyncpg
 import structlog
 
 from messaging.channel import Channel
@@ -14,7 +15,8 @@ from messaging.settings import BrokerSettings
 from runtime import clock
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS
-from service_b.tasks.table import Dispatch, TaskTable
+from service_b.tasks import claims
+from service_b.tasks.claims import Dispatch
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -33,9 +35,9 @@ class Relay:
     message, which the reconciler finds. What certainly did not reach the broker is made due again here.
     """
 
-    def __init__(self, session: Session, tasks: TaskTable, settings: BrokerSettings, wake: asyncio.Event) -> None:
+    def __init__(self, session: Session, pool: asyncpg.Pool, settings: BrokerSettings, wake: asyncio.Event) -> None:
         self._session = session
-        self._tasks = tasks
+        self._pool = pool
         self._settings = settings
         self._wake = wake
         self._stopping = False
@@ -67,7 +69,7 @@ class Relay:
         if channel.lost.done():
             return
         claimed_at = clock.now()
-        dispatches = await self._tasks.claim(BATCH)
+        dispatches = await claims.claim(self._pool, BATCH)
         if dispatches:
             await self._dispatch(channel, dispatches, claimed_at)
         if len(dispatches) == BATCH:
@@ -94,7 +96,7 @@ class Relay:
         for publication, count in Counter(publications).items():
             metrics.DISPATCHED.labels(publication.name.lower()).inc(count)
         if unsent:
-            await self._tasks.make_due_again(unsent)
+            await claims.make_due_again(self._pool, unsent)
             log.warning("relay.unsent", tasks=len(unsent), retry_in=PAUSE_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
             # A queue that was full goes on refusing what comes by the same channel, though its limit may be gone.

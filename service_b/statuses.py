@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from asyncpg.pgproto.pgproto import UUID  # Its own kind is read quicker, and goes into a statement as it is.
 
 from service_b.storage import Storage
-from service_b.tasks.table import Status
+from service_b.tasks.lookups import Status
 
 MAX_KEPT = 50_000
 """Some 400 bytes each."""

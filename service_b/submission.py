@@ -3,20 +3,22 @@
 import asyncio
 from collections.abc import Sequence
 
+import asyncpg
 from asyncpg.pgproto.pgproto import UUID  # Its own kind goes into a statement without being converted.
 from uuid_utils import uuid7
 
 from service_b import metrics
 from service_b.settings import Settings
 from service_b.storage import Storage
-from service_b.tasks.table import NewTask, TaskTable
+from service_b.tasks import inserts
+from service_b.tasks.inserts import NewTask
 
 
 class Submission:
     """Stores tasks by the batch, and wakes this process's relay for each batch."""
 
-    def __init__(self, tasks: TaskTable, settings: Settings, wake: asyncio.Event) -> None:
-        self._tasks = tasks
+    def __init__(self, pool: asyncpg.Pool, settings: Settings, wake: asyncio.Event) -> None:
+        self._pool = pool
         self._settings = settings
         self._wake = wake
         self._inserts: Storage[NewTask, None] = Storage("insert", self._insert)
@@ -36,7 +38,8 @@ class Submission:
         await self._inserts.close()
 
     async def _insert(self, batch: Sequence[NewTask]) -> Sequence[None]:
-        await self._tasks.insert(
+        await inserts.insert(
+            self._pool,
             batch,
             grace_seconds=self._settings.service_a_grace_seconds,
             deadline_seconds=self._settings.task_deadline_seconds,

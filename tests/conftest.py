@@ -20,13 +20,11 @@ from yarl import URL
 
 from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
-from service_b.database import DatabaseSettings
-from service_b.tasks.table import TaskTable
+from service_b.database import DatabaseSettings, Pool, create_pool
 from tests.fake_a import FakeA
 from tests.system.migrate import dbmate, migrate
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
-from tests.tasks import opened_table
 
 # Hypothesis searches without a time limit per example: the machine may be busy with other work.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -141,10 +139,10 @@ async def database(database_url: str) -> DatabaseSettings:
 
 
 @pytest.fixture
-async def tasks(database: DatabaseSettings) -> AsyncIterator[TaskTable]:
-    """The task table of the test's database."""
-    async with opened_table(database) as table:
-        yield table
+async def pool(database: DatabaseSettings) -> AsyncIterator[Pool]:
+    """Connections to the test's database, as the processes have them."""
+    async with create_pool(database) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,26 +1,27 @@
 """Tasks for tests: accepting them, and looking at their rows."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 from uuid_utils.compat import uuid7
 
-from service_b.database import DatabaseSettings, create_pool
-from service_b.tasks.table import Change, Dispatch, NewTask, TaskTable
+from service_b.database import Connection, Queries
+from service_b.tasks import claims, expiry, inserts, outcomes, promotion
+from service_b.tasks.claims import Dispatch
+from service_b.tasks.inserts import NewTask
+from service_b.tasks.outcomes import Change
+
+A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 
 STATE = """
     CASE WHEN status <> 'pending' THEN status WHEN NOT active THEN 'waiting'
          WHEN due_at IS NOT NULL THEN 'due' ELSE 'dispatched' END
 """
-
-
-@asynccontextmanager
-async def opened_table(settings: DatabaseSettings) -> AsyncIterator[TaskTable]:
-    """The table over a pool of its own."""
-    async with create_pool(settings) as pool:
-        yield TaskTable(pool)
 
 
 def new_task(equipment_id: str, *, timeout_seconds: int = 1, parameters: str = "{}") -> NewTask:
@@ -29,7 +30,7 @@ def new_task(equipment_id: str, *, timeout_seconds: int = 1, parameters: str = "
 
 
 async def accept(
-    tasks: TaskTable,
+    pool: Queries,
     *equipment_ids: str,
     timeout_seconds: int = 1,
     grace_seconds: float = 0,
@@ -37,7 +38,7 @@ async def accept(
 ) -> list[UUID]:
     """Store one task for each device, in one batch; return their ids."""
     new = [new_task(equipment_id, timeout_seconds=timeout_seconds) for equipment_id in equipment_ids]
-    await tasks.insert(new, grace_seconds=grace_seconds, deadline_seconds=deadline_seconds)
+    await inserts.insert(pool, new, grace_seconds=grace_seconds, deadline_seconds=deadline_seconds)
     return [task.id for task in new]
 
 
@@ -51,6 +52,34 @@ def give_back(
 ) -> Change:
     """The attempt has not ended the task."""
     return Change(dispatch.id, dispatch.attempt, None, "given back", hold_seconds, backoff_seconds, unknown)
+
+
+@asynccontextmanager
+async def connected(pool: Queries) -> AsyncIterator[Connection]:
+    """A connection of the pool; or what is one already."""
+    if isinstance(pool, asyncpg.Pool):
+        async with pool.acquire() as connection:
+            yield connection
+    else:
+        yield pool
+
+
+async def apply(pool: Queries, *changes: Change, max_attempts: int = 3) -> dict[tuple[UUID, int], datetime]:
+    """Write down what came of attempts."""
+    async with connected(pool) as connection:
+        return await outcomes.apply(connection, changes, max_attempts=max_attempts)
+
+
+async def expire(pool: Queries, limit: int) -> list[UUID]:
+    """End tasks past their deadline."""
+    async with connected(pool) as connection:
+        return await expiry.expire(connection, limit)
+
+
+async def promote_stranded(pool: Queries, after: str, limit: int) -> tuple[str, int]:
+    """Look for waiting tasks with nothing in front of them."""
+    async with connected(pool) as connection:
+        return await promotion.promote_stranded(connection, after, limit)
 
 
 async def states(sql: asyncpg.Connection, ids: Sequence[UUID]) -> list[str]:
@@ -84,3 +113,24 @@ async def let_time_pass(sql: asyncpg.Connection, seconds: float) -> None:
         """,
         seconds,
     )
+
+
+async def claimed_by_id(pool: Queries, limit: int = 100) -> dict[UUID, Dispatch]:
+    """Claim what is due."""
+    return {dispatch.id: dispatch for dispatch in await claims.claim(pool, limit)}
+
+
+async def run_device_down(pool: Queries) -> list[UUID]:
+    """Claim and finish until nothing is due; return the ids in the order in which they were dispatched."""
+    order: list[UUID] = []
+    while claimed := await claims.claim(pool, 100):
+        order += [dispatch.id for dispatch in claimed]
+        await apply(pool, *(finish(dispatch) for dispatch in claimed))
+    return order
+
+
+async def is_blocked(sql: asyncpg.Connection, what: asyncio.Task[Any]) -> bool:
+    """Whether some statement waits for a lock; fails when the task is over instead."""
+    assert not what.done(), f"not blocked: {what!r}"
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    return bool(await sql.fetchval(waiting))

@@ -17,7 +17,7 @@ from runtime import clock
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS, DatabaseSettings, connect
 from service_b.maintenance.watermark import Watermark
-from service_b.tasks.table import TaskTable
+from service_b.tasks import expiry, overdue, promotion
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -35,9 +35,11 @@ class Reconciler:
     One at a time over all processes: whoever holds an advisory lock on a connection of its own.
     """
 
-    def __init__(self, session: Session, tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings) -> None:
+    def __init__(
+        self, session: Session, pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings
+    ) -> None:
         self._session = session
-        self._tasks = tasks
+        self._pool = pool
         self._broker = broker
         self._database = database
         self._stranded_after = ""
@@ -79,7 +81,11 @@ class Reconciler:
             connection.terminate()
 
     async def _expire(self) -> None:
-        while expired := await self._tasks.expire(BATCH):
+        while True:
+            async with self._pool.acquire() as connection:
+                expired = await expiry.expire(connection, BATCH)
+            if not expired:
+                return
             metrics.EXPIRED.inc(len(expired))
             metrics.FINISHED.labels(500).inc(len(expired))
             for task_id in expired:
@@ -87,7 +93,10 @@ class Reconciler:
 
     async def _promote_stranded(self) -> None:
         try:
-            self._stranded_after, promoted = await self._tasks.promote_stranded(self._stranded_after, BATCH)
+            async with self._pool.acquire() as connection:
+                self._stranded_after, promoted = await promotion.promote_stranded(
+                    connection, self._stranded_after, BATCH
+                )
         except asyncpg.UniqueViolationError:
             return  # An insert was quicker: the device has an active task again.
         if promoted:
@@ -104,32 +113,32 @@ class Reconciler:
         # A report, too, may wait in its queue while the results process is away.
         now = clock.now()
         self._reported = {key: at for key, at in self._reported.items() if now < at + lateness}
-        for attempt in await self._tasks.without_outcome(taken_before, lateness, BATCH):
+        for attempt in await overdue.without_outcome(self._pool, taken_before, lateness, BATCH):
             taken_at = watermark.known_taken_at(attempt.dispatched_at)
             if taken_at is None or now < taken_at + attempt.time_limit_seconds + lateness:
                 continue
-            if (attempt.id, attempt.attempt) in self._reported:
+            if (attempt.id, attempt.number) in self._reported:
                 continue
             outcome = Outcome(
-                task_id=attempt.id, attempt=attempt.attempt, kind=OutcomeKind.UNKNOWN, reason="no outcome in time"
+                task_id=attempt.id, attempt=attempt.number, kind=OutcomeKind.UNKNOWN, reason="no outcome in time"
             )
             letter = Letter(f"{outcome.message_id}:overdue", outcome.encode())
             if await channel.publish(self._broker.configured_key, [letter]) != [Publication.CONFIRMED]:
                 return
-            self._reported[attempt.id, attempt.attempt] = now
+            self._reported[attempt.id, attempt.number] = now
             metrics.OVERDUE.inc()
-            log.warning("task.overdue", task_id=str(attempt.id), attempt=attempt.attempt)
+            log.warning("task.overdue", task_id=str(attempt.id), attempt=attempt.number)
 
     async def _look_at_queue(self, channel: Channel, watermark: Watermark) -> None:
         """Observe what must have been taken. A dispatch may reach the queue late, by `lateness` at most."""
         lateness = timedelta(seconds=self._broker.lateness_seconds)
-        newest = await self._tasks.newest_dispatched()
+        newest = await overdue.newest_dispatched(self._pool)
         if newest is None:
             watermark.canaries.clear()
             return
         if not watermark.canaries or newest.dispatched_at > watermark.canaries[-1].dispatched_at + lateness:
             watermark.canaries.append(newest)
-        answered = await self._tasks.answered(watermark.canaries)
+        answered = await overdue.latest_answered(self._pool, watermark.canaries)
         if answered:
             while watermark.canaries and watermark.canaries[0].dispatched_at <= answered:
                 watermark.canaries.popleft()
@@ -138,6 +147,6 @@ class Reconciler:
             # Outcomes of calls that have ended wait for the broker, too: they must get time to arrive.
             watermark.observed.clear()
             return
-        before = await self._tasks.now()
+        before = await overdue.now(self._pool)
         if await channel.ready_messages(self._broker.to_configure_queue) == 0:
             watermark.observe(before - lateness)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from runtime import clock
-from service_b.tasks.table import Attempt
+from service_b.tasks.overdue import Attempt
 
 OBSERVATIONS = 100_000
 """One a second: 27.8 h, and the longest time limit is 3,600 + 86,400 s = 25 h."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import asyncpg
 from aiohttp import web
 
 from messaging.session import Session
@@ -11,13 +12,13 @@ from runtime.process import start_vital
 from service_b.database import create_pool
 from service_b.results.recorder import Recorder
 from service_b.results.settings import Settings
-from service_b.tasks.table import TaskTable
+from service_b.tasks import readiness
 
 STOP_SECONDS = 30.0
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 SESSION = web.AppKey("SESSION", Session)
-TASKS = web.AppKey("TASKS", TaskTable)
+POOL = web.AppKey("POOL", asyncpg.Pool)
 
 
 def create_app(settings: Settings) -> web.Application:
@@ -27,7 +28,7 @@ def create_app(settings: Settings) -> web.Application:
     app.cleanup_ctx.append(_recorder)
 
     async def storage() -> str | None:
-        return await app[TASKS].missing()
+        return await readiness.unready(app[POOL])
 
     async def broker() -> str | None:
         return app[SESSION].unready
@@ -41,8 +42,8 @@ async def _recorder(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     async with create_pool(settings) as pool, Session(settings, "service_b.results") as session:
         app[SESSION] = session
-        app[TASKS] = TaskTable(pool)
-        recorder = Recorder(session, app[TASKS], settings)
+        app[POOL] = pool
+        recorder = Recorder(session, pool, settings)
         recording = start_vital(recorder.run(), "recorder")
         yield
         recorder.stop()

@@ -4,7 +4,7 @@ import random
 
 from messaging.messages import Outcome, OutcomeKind
 from service_b.results.settings import Settings
-from service_b.tasks.table import Change
+from service_b.tasks.outcomes import Change
 
 CODES = {
     OutcomeKind.SUCCESS: 200,

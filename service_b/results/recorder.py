@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from uuid import UUID
 
+import asyncpg
 import structlog
 
 from messaging.channel import Channel
@@ -16,7 +17,8 @@ from service_b import metrics
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS
 from service_b.results.decision import decide
 from service_b.results.settings import Settings
-from service_b.tasks.table import Change, TaskTable
+from service_b.tasks import outcomes
+from service_b.tasks.outcomes import Change
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -33,9 +35,9 @@ Deliveries = asyncio.Queue[Delivery | None]
 class Recorder:
     """Takes all outcomes that have gathered, writes them down in one statement, and acknowledges after the commit."""
 
-    def __init__(self, session: Session, tasks: TaskTable, settings: Settings) -> None:
+    def __init__(self, session: Session, pool: asyncpg.Pool, settings: Settings) -> None:
         self._session = session
-        self._tasks = tasks
+        self._pool = pool
         self._settings = settings
         self._stopping = asyncio.Event()
 
@@ -115,9 +117,10 @@ class Recorder:
 
     async def _apply(self, channel: Channel, changes: Sequence[tuple[Change, str, Delivery]]) -> None:
         try:
-            accepted = await self._tasks.apply(
-                [change for change, _, _ in changes], max_attempts=self._settings.max_attempts
-            )
+            async with self._pool.acquire() as connection:
+                accepted = await outcomes.apply(
+                    connection, [change for change, _, _ in changes], max_attempts=self._settings.max_attempts
+                )
         except REFUSED_ROW as error:
             if len(changes) == 1:
                 change, _, delivery = changes[0]

@@ -74,9 +74,9 @@ HASTY = Scenario("short deadlines", "a hangs", ["--seconds", "8", "--deadline", 
 HANGING = Scenario("a hangs", "a hangs", ["--seconds", "8"])
 WEB_DIES = Scenario("database and web die", "kill database,cut after commit web-database,kill web,kill database")
 
-FORGET = """        import random
-        told = [found.get(id_) for id_ in ids]
-        return [status and Status(status.equipment_id, random.choice((None, status.code))) for status in told]
+FORGET = """    import random
+    told = [found.get(id_) for id_ in ids]
+    return [status and Status(status.equipment_id, random.choice((None, status.code))) for status in told]
 """
 
 MUTANTS = (
@@ -96,9 +96,9 @@ MUTANTS = (
     ),
     Mutant(
         "no status='pending' guard",
-        "service_b/tasks/table.py",
+        "service_b/tasks/outcomes.py",
         [
-            (" AND task.status = 'pending'\n                    ORDER BY", "\n                    ORDER BY"),
+            (" AND task.status = 'pending'\n    ORDER BY", "\n    ORDER BY"),
             ("AND task.status = 'pending' AND (change", "AND (change"),
         ],
         COPIES,
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     Mutant(
         "no attempt guard",
-        "service_b/tasks/table.py",
+        "service_b/tasks/outcomes.py",
         [
             ("WHERE task.attempt = change.attempt AND task.status", "WHERE task.status"),
             ("task.id = locked.id AND task.attempt = change.attempt\n", "task.id = locked.id\n"),
@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     Mutant(
         "publish before the claim is committed",
-        "service_b/tasks/table.py",
+        "service_b/tasks/claims.py",
         [("SET due_at = NULL, dispatched_at = now(), attempt", "SET dispatched_at = now(), attempt")],
         CALM,
         frozenset({"overlapping", "called after the end"}),
@@ -135,7 +135,10 @@ MUTANTS = (
         [("UNIQUE INDEX task_active ON task (equipment_id)", "UNIQUE INDEX task_active ON task (equipment_id, id)")],
         CALM,
         frozenset({"overlapping"}),
-        also=("service_b/tasks/table.py", ("ON CONFLICT (equipment_id) WHERE", "ON CONFLICT (equipment_id, id) WHERE")),
+        also=(
+            "service_b/tasks/inserts.py",
+            ("ON CONFLICT (equipment_id) WHERE", "ON CONFLICT (equipment_id, id) WHERE"),
+        ),
     ),
     Mutant(
         "redelivered work called blindly",
@@ -183,15 +186,15 @@ MUTANTS = (
     ),
     Mutant(
         "promotion out of order",
-        "service_b/tasks/table.py",
+        "service_b/tasks/promotion.py",
         [("ORDER BY seq LIMIT 1", "ORDER BY seq DESC LIMIT 1")],
         AWAY,
         frozenset({"order"}),
     ),
     Mutant(
         "dispatched tasks expire",
-        "service_b/tasks/table.py",
-        [("AND (due_at IS NOT NULL OR NOT active)\n                      AND deadline_at", "AND deadline_at")],
+        "service_b/tasks/expiry.py",
+        [("AND (due_at IS NOT NULL OR NOT active)\n      AND deadline_at", "AND deadline_at")],
         HASTY,
         frozenset({"overlapping"}),
     ),
@@ -237,8 +240,8 @@ MUTANTS = (
     ),
     Mutant(
         "a status is forgotten now and then",
-        "service_b/tasks/table.py",
-        [("        return [found.get(id_) for id_ in ids]\n", FORGET)],
+        "service_b/tasks/lookups.py",
+        [("    return [found.get(id_) for id_ in ids]\n", FORGET)],
         CALM,
         frozenset({"going back"}),
     ),

@@ -14,8 +14,7 @@ from typing import Any
 
 from configurator.service_a import ServiceA
 from messaging.channel import Channel
-from service_b.tasks import table
-from service_b.tasks.table import TaskTable
+from service_b.tasks import claims, outcomes, promotion
 
 
 def die() -> None:
@@ -44,7 +43,7 @@ def after(owner: Any, name: str, counts: Callable[[dict[str, Any], Any], object]
 
 
 POINTS: dict[str, Callable[[], None]] = {
-    "relay: claimed, not published": lambda: after(TaskTable, "claim", lambda _, claimed: claimed),
+    "relay: claimed, not published": lambda: after(claims, "claim", lambda _, claimed: claimed),
     # The broker confirms what it has safe; to die as its confirm arrives is to die before having seen it.
     "relay: published, not confirmed": lambda: before(Channel, "on_confirm"),
     # The reconciler's probes, which are not mandatory, are none of the relay's.
@@ -53,9 +52,9 @@ POINTS: dict[str, Callable[[], None]] = {
     "configurator: answered, not published": lambda: before(Channel, "publish"),
     "configurator: published, not confirmed": lambda: before(Channel, "on_confirm"),
     "configurator: confirmed, not acknowledged": lambda: before(Channel, "acknowledge"),
-    "results: delivered, not recorded": lambda: before(TaskTable, "apply"),
-    "results: recorded, not committed": lambda: before(table, "_promote"),
-    "results: committed, not acknowledged": lambda: after(TaskTable, "apply", lambda *_: True),
+    "results: delivered, not recorded": lambda: before(outcomes, "apply"),
+    "results: recorded, not committed": lambda: before(promotion, "promote"),
+    "results: committed, not acknowledged": lambda: after(outcomes, "apply", lambda *_: True),
 }
 
 

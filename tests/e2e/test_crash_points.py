@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from uuid_utils.compat import uuid7
 
 from service_b.database import DatabaseSettings, create_pool
-from service_b.tasks.table import NewTask, TaskTable
+from service_b.tasks.inserts import NewTask, insert
 from tests.conftest import eventually, new_database, own_queues
 from tests.e2e.conftest import (
     BODY,
@@ -98,7 +98,7 @@ async def store(database_url: str) -> list[str]:
     """Accept the tasks as a web process does; return their paths."""
     new = [NewTask(uuid7(), serial, 1, json.dumps(BODY["parameters"])) for serial in TASKS]
     async with create_pool(DatabaseSettings(database_url=SecretStr(database_url))) as pool:
-        await TaskTable(pool).insert(new, grace_seconds=GRACE_SECONDS, deadline_seconds=86400)
+        await insert(pool, new, grace_seconds=GRACE_SECONDS, deadline_seconds=86400)
     return [f"{PATH}/{task.equipment_id}/task/{task.id}" for task in new]
 
 

@@ -15,9 +15,10 @@ from yarl import URL
 from runtime.settings import read_settings
 from service_b.database import DatabaseSettings, connect, create_pool, describe
 from service_b.database_session import SESSION, UnfitDatabaseError
+from service_b.tasks import claims, readiness
 from tests.system.migrate import dbmate, migrate
 from tests.system.spawning import free_port
-from tests.tasks import accept, opened_table, states
+from tests.tasks import accept, states
 
 SECRET = "hunter2-Secret"
 
@@ -122,14 +123,14 @@ async def hostile_url(database_url: str, sql: asyncpg.Connection) -> AsyncIterat
 
 async def test_defaults_of_role_and_database_change_nothing(hostile_url: str, sql: asyncpg.Connection) -> None:
     settings = settings_of(hostile_url)
-    async with connected(settings) as connection, opened_table(settings) as tasks:
+    async with connected(settings) as connection, create_pool(settings) as pool:
         for name, value in SESSION.items():
             assert await connection.fetchval("SELECT current_setting($1)", name) == value
         assert await connection.fetchval("SHOW search_path") == '"$user", public'
         assert await connection.fetchval("SHOW transaction_timeout") == "0"
-        ids = await accept(tasks, "DEVICE01")
+        ids = await accept(pool, "DEVICE01")
         assert await states(sql, ids) == ["due"]
-        assert [dispatch.id for dispatch in await tasks.claim(10)] == ids
+        assert [dispatch.id for dispatch in await claims.claim(pool, 10)] == ids
 
 
 @pytest.mark.parametrize(
@@ -144,8 +145,8 @@ async def test_two_deployments_live_in_two_schemas_of_one_database(
         settings = settings_of(database_url, **{name: value.format(schema) for name, value in query.items()})
         assert settings.database_url
         await asyncio.to_thread(migrate, settings.database_url.get_secret_value())
-        async with opened_table(settings) as tasks:
-            found[schema] = await accept(tasks, "DEVICE01")
+        async with create_pool(settings) as pool:
+            found[schema] = await accept(pool, "DEVICE01")
     for schema, ids in found.items():
         assert [await sql.fetchval(f"SELECT id FROM {schema}.task")] == ids
     assert await sql.fetch("SELECT FROM public.task") == []
@@ -228,8 +229,8 @@ def test_a_url_of_another_shape_is_refused_at_start(monkeypatch: pytest.MonkeyPa
 )
 async def test_readiness_says_why_there_is_no_connection(database_url: str, change: object, words: str) -> None:
     assert callable(change)
-    async with opened_table(settings_of(change(URL(database_url)))) as tasks:
-        missing = await tasks.missing()
+    async with create_pool(settings_of(change(URL(database_url)))) as pool:
+        missing = await readiness.unready(pool)
     assert missing
     assert missing.startswith("database: ")
     assert words in missing
@@ -242,8 +243,8 @@ async def test_a_database_that_is_not_utf_8_is_named(database_url: str, sql: asy
     try:
         await asyncio.to_thread(migrate, url)
         with capture_logs() as logs:
-            async with opened_table(settings_of(url)) as tasks:
-                missing = [await tasks.missing() for _ in range(3)]
+            async with create_pool(settings_of(url)) as pool:
+                missing = [await readiness.unready(pool) for _ in range(3)]
         assert missing == ["database: its encoding is LATIN1, and must be UTF8"] * 3
         assert [(line["event"], line["reason"]) for line in logs] == [
             ("database.unfit", "its encoding is LATIN1, and must be UTF8")
@@ -258,8 +259,8 @@ async def test_a_database_that_is_not_utf_8_is_named(database_url: str, sql: asy
 async def test_a_pooler_that_does_not_pass_our_settings_on_is_named(database_url: str, drops: bool) -> None:
     async with Pooler(URL(database_url), drops=drops) as pooler:
         settings = settings_of(pooler.url, sslmode="disable")
-        async with opened_table(settings) as tasks:
-            missing = await tasks.missing()
+        async with create_pool(settings) as pool:
+            missing = await readiness.unready(pool)
         with pytest.raises((UnfitDatabaseError, asyncpg.ProtocolViolationError)) as unfit:
             await connect(settings)
     assert missing == f"database: {describe(unfit.value)}"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from uuid import UUID
 
 import aiormq
@@ -15,7 +16,6 @@ import pytest
 from aiormq.abc import AbstractChannel
 from pydantic import SecretStr
 from structlog.testing import capture_logs
-from typing_extensions import override
 
 from messaging.channel import Channel
 from messaging.frames import Letter
@@ -24,28 +24,30 @@ from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import relay as relay_module
-from service_b.database import DatabaseSettings
+from service_b.database import DatabaseSettings, Queries, create_pool
 from service_b.relay import Relay
-from service_b.tasks.table import Dispatch, TaskTable
+from service_b.tasks import claims, inserts
+from service_b.tasks.claims import Dispatch
 from service_b.wakeup import listen
 from tests.conftest import eventually
 from tests.queues import count_ready, is_blocked, metric, queue_exists, take
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
-from tests.tasks import accept, finish, give_back, new_task, opened_table, row, states
+from tests.tasks import accept, apply, finish, give_back, new_task, row, states
 
 DEVICES = [f"DEVICE{number}" for number in range(600)]
 
 
-class WatchedTable(TaskTable):
+class Watch:
     """Counts claims that found nothing, so that a test knows when the relay has nothing left to do."""
 
-    idle = 0
-    stand_still_seconds = 0.0
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self.pool = pool
+        self.idle = 0
+        self.stand_still_seconds = 0.0
 
-    @override
-    async def claim(self, limit: int) -> list[Dispatch]:
-        claimed = await super().claim(limit)
+    async def claim(self, connection: Queries, limit: int) -> list[Dispatch]:
+        claimed = await claims.claim(connection, limit)
         self.idle += not claimed
         if claimed and self.stand_still_seconds:
             time.sleep(self.stand_still_seconds)  # noqa: ASYNC251 - the whole process stands still
@@ -66,11 +68,11 @@ class Running:
 
 
 @asynccontextmanager
-async def relaying(settings: BrokerSettings, tasks: TaskTable) -> AsyncIterator[Running]:
+async def relaying(settings: BrokerSettings, pool: asyncpg.Pool) -> AsyncIterator[Running]:
     """A relay at work on a channel; at the end it must stop by itself, if it has a broker."""
     wake = asyncio.Event()
     async with Session(settings, "relay") as session:
-        relay = Relay(session, tasks, settings, wake)
+        relay = Relay(session, pool, settings, wake)
         running = asyncio.create_task(relay.run())
         try:
             await eventually(lambda: session.current)
@@ -91,9 +93,10 @@ def database_url(emptied_database_url: str) -> str:
 
 
 @pytest.fixture
-async def tasks(database: DatabaseSettings) -> AsyncIterator[WatchedTable]:
-    async with opened_table(database) as table:
-        yield WatchedTable(table._pool)
+def watch(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    watch = Watch(pool)
+    monkeypatch.setattr(relay_module, "claims", SimpleNamespace(**vars(claims) | {"claim": watch.claim}))
+    return watch
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ async def attempts(channel: AbstractChannel, settings: BrokerSettings) -> list[t
 
 
 async def test_a_task_is_published_as_it_was_accepted(
-    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
 ) -> None:
     parameters = {
         "username": "\u00e9",
@@ -134,9 +137,9 @@ async def test_a_task_is_published_as_it_was_accepted(
     }
     task = new_task("DEVICE1", timeout_seconds=14, parameters=json.dumps(parameters))
     published = metric("tasks_dispatched_total", publication="confirmed")
-    await tasks.insert([task], grace_seconds=75, deadline_seconds=60)
-    async with relaying(broker, tasks):
-        await tasks.until_idle()
+    await inserts.insert(pool, [task], grace_seconds=75, deadline_seconds=60)
+    async with relaying(broker, pool):
+        await watch.until_idle()
     [message] = await take(amqp, broker.to_configure_queue)
     assert json.loads(message.body) == {
         "v": 1,
@@ -155,10 +158,10 @@ async def test_a_task_is_published_as_it_was_accepted(
 
 
 async def test_of_many_relays_one_publishes_each_attempt(
-    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel
+    pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel
 ) -> None:
-    async with relaying(broker, tasks) as first, relaying(broker, tasks) as second:
-        chunks = [await accept(tasks, *DEVICES[start : start + 50]) for start in range(0, 600, 50)]
+    async with relaying(broker, pool) as first, relaying(broker, pool) as second:
+        chunks = [await accept(pool, *DEVICES[start : start + 50]) for start in range(0, 600, 50)]
         for running in (first, second):
             running.wake.set()
         expected = Counter((id_, 1) for chunk in chunks for id_ in chunk)
@@ -171,22 +174,24 @@ async def _holds(channel: AbstractChannel, settings: BrokerSettings, messages: i
 
 
 async def test_only_the_first_task_of_a_device_is_published(
-    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
 ) -> None:
-    ids = await accept(tasks, "DEVICE1", "DEVICE1", "DEVICE2")
-    async with relaying(broker, tasks):
-        await tasks.until_idle()
+    ids = await accept(pool, "DEVICE1", "DEVICE1", "DEVICE2")
+    async with relaying(broker, pool):
+        await watch.until_idle()
         assert await attempts(amqp, broker) == [(ids[0], 1), (ids[2], 1)]
-        await tasks.apply([finish(Dispatch(ids[0], 1, "DEVICE1", 1, 1, "{}"))], max_attempts=3)
-        await tasks.until_idle()
+        await apply(pool, finish(Dispatch(ids[0], 1, "DEVICE1", 1, 1, "{}")))
+        await watch.until_idle()
         assert await attempts(amqp, broker) == [(ids[1], 1)]
 
 
 @pytest.mark.usefixtures("patient")
-async def test_an_insert_wakes_the_relay(tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel) -> None:
-    async with relaying(broker, tasks) as running:
-        await eventually(lambda: tasks.idle)
-        ids = await accept(tasks, "DEVICE1")
+async def test_an_insert_wakes_the_relay(
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel
+) -> None:
+    async with relaying(broker, pool) as running:
+        await eventually(lambda: watch.idle)
+        ids = await accept(pool, "DEVICE1")
         running.wake.set()
         await eventually(lambda: _holds(amqp, broker, 1))
     assert await attempts(amqp, broker) == [(ids[0], 1)]
@@ -194,29 +199,29 @@ async def test_an_insert_wakes_the_relay(tasks: WatchedTable, broker: BrokerSett
 
 @pytest.mark.usefixtures("patient")
 async def test_a_finish_in_another_process_wakes_the_relay(
-    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, database: DatabaseSettings
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, database: DatabaseSettings
 ) -> None:
-    ids = await accept(tasks, "DEVICE1", "DEVICE1")
-    [dispatch] = await TaskTable(tasks._pool).claim(1)
-    async with relaying(broker, tasks) as running, _listening(database, running.wake):
-        await eventually(lambda: tasks.idle >= 2)  # Once by itself, once when the listener had begun.
-        async with opened_table(database) as elsewhere:
-            await elsewhere.apply([finish(dispatch)], max_attempts=3)
+    ids = await accept(pool, "DEVICE1", "DEVICE1")
+    [dispatch] = await claims.claim(pool, 1)
+    async with relaying(broker, pool) as running, _listening(database, running.wake):
+        await eventually(lambda: watch.idle >= 2)  # Once by itself, once when the listener had begun.
+        await apply(pool, finish(dispatch))
         await eventually(lambda: _holds(amqp, broker, 1))
     assert await attempts(amqp, broker) == [(ids[1], 1)]
 
 
 @pytest.mark.usefixtures("patient")
 async def test_a_listener_whose_connection_dies_listens_again(
-    tasks: WatchedTable,
+    watch: Watch,
     broker: BrokerSettings,
     database: DatabaseSettings,
     sql: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service_b.wakeup.CHECK_SECONDS", 0.1)
-    async with relaying(broker, tasks) as running, _listening(database, running.wake):
-        await eventually(lambda: tasks.idle >= 2)
+    pool = watch.pool
+    async with relaying(broker, pool) as running, _listening(database, running.wake):
+        await eventually(lambda: watch.idle >= 2)
         ended = await sql.fetchval(
             """
             SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -225,7 +230,7 @@ async def test_a_listener_whose_connection_dies_listens_again(
             """
         )
         assert ended == 1
-        ids = await accept(tasks, "DEVICE1")  # Heard of only when the new listener wakes the relay as it begins.
+        ids = await accept(pool, "DEVICE1")  # Heard of only when the new listener wakes the relay as it begins.
         await eventually(lambda: _are(sql, ids, "dispatched"))
 
 
@@ -241,35 +246,35 @@ async def _listening(database: DatabaseSettings, wake: asyncio.Event) -> AsyncIt
 
 
 async def test_the_timer_finds_what_nobody_announced(
-    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
 ) -> None:
-    async with relaying(broker, tasks):
-        await eventually(lambda: tasks.idle)
-        [id_] = await accept(tasks, "DEVICE1")
+    async with relaying(broker, pool):
+        await eventually(lambda: watch.idle)
+        [id_] = await accept(pool, "DEVICE1")
         await eventually(lambda: _holds(amqp, broker, 1))
         assert await attempts(amqp, broker) == [(id_, 1)]
-        await tasks.apply([give_back(Dispatch(id_, 1, "DEVICE1", 1, 1, "{}"), hold_seconds=0.5)], max_attempts=3)
+        await apply(pool, give_back(Dispatch(id_, 1, "DEVICE1", 1, 1, "{}"), hold_seconds=0.5))
         await eventually(lambda: _holds(amqp, broker, 1))
     assert await attempts(amqp, broker) == [(id_, 2)]
 
 
 async def test_a_returned_message_brings_its_queue_back_and_is_published_again(
-    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
 ) -> None:
     returned = metric("tasks_dispatched_total", publication="returned")
-    async with relaying(broker, tasks) as running:
+    async with relaying(broker, pool) as running:
         await amqp.queue_delete(broker.to_configure_queue)
-        ids = await accept(tasks, *DEVICES[:40])
+        ids = await accept(pool, *DEVICES[:40])
         running.wake.set()
         await eventually(lambda: queue_exists(broker, broker.to_configure_queue))
         await eventually(lambda: _holds(amqp, broker, 40))
-        await tasks.until_idle()
+        await watch.until_idle()
     assert Counter(await attempts(amqp, broker)) == Counter((id_, 2) for id_ in ids)
     assert metric("tasks_dispatched_total", publication="returned") == returned + 40
 
 
 async def test_what_may_have_reached_the_broker_is_left_to_the_reconciler(
-    tasks: WatchedTable,
+    watch: Watch,
     broker: BrokerSettings,
     amqp: AbstractChannel,
     sql: asyncpg.Connection,
@@ -278,11 +283,12 @@ async def test_what_may_have_reached_the_broker_is_left_to_the_reconciler(
     async def uncertain(_: Channel, routing_key: str, letters: Sequence[Letter]) -> list[Publication]:
         return [Publication.UNCERTAIN] * len(letters)
 
-    ids = await accept(tasks, "DEVICE1", "DEVICE2")
-    async with relaying(broker, tasks):
+    pool = watch.pool
+    ids = await accept(pool, "DEVICE1", "DEVICE2")
+    async with relaying(broker, pool):
         monkeypatch.setattr(Channel, "publish", uncertain)
         await eventually(lambda: _are(sql, ids, "dispatched"))
-        await tasks.until_idle()
+        await watch.until_idle()
     assert [(await row(sql, id_))["attempt"] for id_ in ids] == [1, 1]
 
 
@@ -291,40 +297,40 @@ async def _are(sql: asyncpg.Connection, ids: list[UUID], state: str) -> bool:
 
 
 async def test_a_row_that_cannot_be_encoded_does_not_spoil_its_batch(
-    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
 ) -> None:
     bad = new_task("DEVICE0", parameters='{"x":' + "[" * 400 + "]" * 400 + "}")
     good = [new_task(device) for device in DEVICES[1:20]]
-    await tasks.insert([bad, *good], grace_seconds=0, deadline_seconds=60)
+    await inserts.insert(pool, [bad, *good], grace_seconds=0, deadline_seconds=60)
     with capture_logs() as logs:
-        async with relaying(broker, tasks):
-            await tasks.until_idle()
+        async with relaying(broker, pool):
+            await watch.until_idle()
     assert Counter(await attempts(amqp, broker)) == Counter((task.id, 1) for task in good)
     assert await states(sql, [bad.id]) == ["dispatched"], "its attempts are used up by the reconciler"
     assert [entry["task_id"] for entry in logs if entry["event"] == "relay.unencodable"] == [str(bad.id)]
 
 
 async def test_a_process_that_stood_still_after_its_claim_does_not_publish_it(
-    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel
 ) -> None:
     """The reconciler may have reported the attempt by then, and another one may have begun."""
     quick = BrokerSettings(**broker.model_dump() | {"amqp_url": f"{broker.nodes[0].update_query(heartbeat=1)}"})
-    async with relaying(quick, tasks) as running:
-        await eventually(lambda: tasks.idle)
-        tasks.stand_still_seconds = 1.5
-        ids = await accept(tasks, "DEVICE1", "DEVICE2")
+    async with relaying(quick, pool) as running:
+        await eventually(lambda: watch.idle)
+        watch.stand_still_seconds = 1.5
+        ids = await accept(pool, "DEVICE1", "DEVICE2")
         running.wake.set()
         await eventually(lambda: _holds(amqp, broker, 2))
-        await tasks.until_idle()
+        await watch.until_idle()
     assert Counter(await attempts(amqp, broker)) == Counter((id_, 2) for id_ in ids)
 
 
 async def test_a_relay_that_stops_publishes_what_it_has_claimed_and_claims_nothing_more(
-    tasks: WatchedTable, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
 ) -> None:
     devices = [f"DEVICE{number}" for number in range(3000)]
-    await accept(tasks, *devices)
-    async with relaying(broker, tasks):
+    await accept(pool, *devices)
+    async with relaying(broker, pool):
         await eventually(lambda: _holds(amqp, broker, 1))
     published = await attempts(amqp, broker)
     dispatched = await sql.fetch("SELECT id, attempt FROM task WHERE attempt > 0")
@@ -336,29 +342,29 @@ async def test_a_database_that_is_away_for_a_while_is_waited_for(
     own_postgres: PostgreSQL, broker: BrokerSettings, amqp: AbstractChannel
 ) -> None:
     database = DatabaseSettings(database_url=SecretStr(own_postgres.dsn()))
-    async with opened_table(database) as table, relaying(broker, table):
+    async with create_pool(database) as pool, relaying(broker, pool):
         with capture_logs() as logs:
             await asyncio.to_thread(own_postgres.stop)
             await eventually(lambda: any(entry["event"] == "relay.storage_unavailable" for entry in logs))
             await asyncio.to_thread(own_postgres.start)
-        [id_] = await accept(table, "DEVICE1")
+        [id_] = await accept(pool, "DEVICE1")
         await eventually(lambda: _holds(amqp, broker, 1))
         assert await attempts(amqp, broker) == [(id_, 1)]
 
 
 async def test_with_the_broker_down_nothing_is_claimed_and_all_is_relayed_when_it_is_back(
-    tasks: WatchedTable, node: RabbitMQ, sql: asyncpg.Connection
+    pool: asyncpg.Pool, node: RabbitMQ, sql: asyncpg.Connection
 ) -> None:
     settings = BrokerSettings(amqp_url=SecretStr(f"{node.url}?heartbeat=2"))
-    async with relaying(settings, tasks) as running:
+    async with relaying(settings, pool) as running:
         with capture_logs() as logs:
             await asyncio.to_thread(node.stop)
-            ids = await accept(tasks, *DEVICES[:100])
+            ids = await accept(pool, *DEVICES[:100])
             running.wake.set()
             await eventually(lambda: sum(entry["event"] == "amqp.connect_failed" for entry in logs) >= 2)
         assert set(await states(sql, ids)) == {"due"}
         assert await sql.fetchval("SELECT max(attempt) FROM task") == 0
-        ids += await accept(tasks, "DEVICEX")
+        ids += await accept(pool, "DEVICEX")
         await asyncio.to_thread(node.start)
         await eventually(lambda: running.session.current)
         async with channel_to(settings) as channel:
@@ -367,19 +373,19 @@ async def test_with_the_broker_down_nothing_is_claimed_and_all_is_relayed_when_i
 
 
 async def test_what_the_broker_refuses_is_published_again(
-    tasks: WatchedTable, node: RabbitMQ, sql: asyncpg.Connection
+    pool: asyncpg.Pool, watch: Watch, node: RabbitMQ, sql: asyncpg.Connection
 ) -> None:
     settings = BrokerSettings(amqp_url=SecretStr(f"{node.url}?heartbeat=2"), to_configure_queue="full", exchange="full")
     policy = '{"max-length": 1, "overflow": "reject-publish"}'
     await asyncio.to_thread(node.ctl, "set_policy", "full", "^full$", policy, "--apply-to", "queues")
-    async with relaying(settings, tasks), channel_to(settings) as channel:
+    async with relaying(settings, pool), channel_to(settings) as channel:
         published: list[tuple[UUID, int]] = []
         refused = metric("tasks_dispatched_total", publication="refused")
         ids: list[UUID] = []
 
         async def is_refused() -> bool:
             # A full queue refuses a little late.
-            ids.extend(await accept(tasks, *(f"DEVICE{number}" for number in range(len(ids), len(ids) + 10))))
+            ids.extend(await accept(pool, *(f"DEVICE{number}" for number in range(len(ids), len(ids) + 10))))
             return metric("tasks_dispatched_total", publication="refused") > refused
 
         await eventually(is_refused)
@@ -390,7 +396,7 @@ async def test_what_the_broker_refuses_is_published_again(
             return set(await states(sql, ids)) == {"dispatched"}
 
         await eventually(all_are_dispatched)
-        await tasks.until_idle()
+        await watch.until_idle()
         published += await attempts(channel, settings)
     assert Counter(id_ for id_, _ in published) == Counter(ids), "each published once"
     assert max(attempt for _, attempt in published) > 1
@@ -398,19 +404,19 @@ async def test_what_the_broker_refuses_is_published_again(
 
 
 async def test_a_broker_short_of_memory_is_given_nothing(
-    tasks: WatchedTable, node: RabbitMQ, sql: asyncpg.Connection
+    pool: asyncpg.Pool, watch: Watch, node: RabbitMQ, sql: asyncpg.Connection
 ) -> None:
     settings = BrokerSettings(amqp_url=SecretStr(f"{node.url}?heartbeat=2"), to_configure_queue="blocked")
-    async with relaying(settings, tasks) as running, channel_to(settings) as channel:
-        await eventually(lambda: tasks.idle)
+    async with relaying(settings, pool) as running, channel_to(settings) as channel:
+        await eventually(lambda: watch.idle)
         current = await running.session.channel()
         await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0")
         try:
             # A connection is told that it is blocked when it publishes.
-            ids = await accept(tasks, "DEVICE0")
+            ids = await accept(pool, "DEVICE0")
             running.wake.set()
             await eventually(lambda: is_blocked(current))
-            ids += await accept(tasks, "DEVICE1")
+            ids += await accept(pool, "DEVICE1")
             for _ in range(100):
                 running.wake.set()
                 assert await states(sql, ids) == ["dispatched", "due"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID, uuid4
 
 from service_b.statuses import Statuses
-from service_b.tasks.table import Status
+from service_b.tasks.lookups import Status
 
 
 async def test_final_statuses_alone_are_kept_and_only_so_many() -> None:

@@ -23,7 +23,7 @@ from service_b.api import routes
 from service_b.app import create_app
 from service_b.database import DatabaseSettings
 from service_b.settings import Settings
-from service_b.tasks.table import TaskTable
+from service_b.tasks import inserts
 from tests.conftest import DEADLINE_SECONDS, eventually, new_database
 from tests.system.spawning import free_port
 
@@ -358,14 +358,14 @@ async def test_a_client_that_goes_away_does_not_cancel_the_write(
     client: Client, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
-    insert = TaskTable.insert
+    insert = inserts.insert
 
-    async def slow(self: TaskTable, *arguments: Any, **keywords: Any) -> None:
+    async def slow(*arguments: Any, **keywords: Any) -> None:
         begun.set()
         await go_on.wait()
-        await insert(self, *arguments, **keywords)
+        await insert(*arguments, **keywords)
 
-    monkeypatch.setattr(TaskTable, "insert", slow)
+    monkeypatch.setattr(inserts, "insert", slow)
     posting = asyncio.create_task(client.post(f"{PATH}/ABC1234", json=BODY))
     await begun.wait()
     posting.cancel()

@@ -24,7 +24,7 @@ from messaging.patience import Patience
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import relay as relay_module
-from service_b.app import TASKS
+from service_b.app import POOL
 from service_b.app import create_app as create_web_app
 from service_b.database import DatabaseSettings
 from service_b.maintenance import reconciler as reconciler_module
@@ -34,11 +34,12 @@ from service_b.relay import Relay
 from service_b.results.app import create_app as create_results_app
 from service_b.results.settings import Settings as ResultsSettings
 from service_b.settings import Settings as WebSettings
-from service_b.tasks.table import Dispatch, TaskTable
+from service_b.tasks import claims
+from service_b.tasks.claims import Dispatch
 from tests.conftest import eventually
 from tests.queues import busy_reader, count_ready, metric, queue_exists, take
 from tests.system.rabbitmq import RabbitMQ
-from tests.tasks import accept, finish, let_time_pass, row, states
+from tests.tasks import accept, apply, finish, let_time_pass, row, states
 
 A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 LATENESS = 11
@@ -56,7 +57,7 @@ class Rig:
 
     channel: Channel
     amqp: AbstractChannel
-    tasks: TaskTable
+    pool: asyncpg.Pool
     sql: asyncpg.Connection
     broker: BrokerSettings
     reconciler: Reconciler
@@ -66,13 +67,13 @@ class Rig:
         """Accept one task per device, claim and publish them, one after the other."""
         dispatches = []
         for device in devices:
-            await accept(self.tasks, device)
+            await accept(self.pool, device)
             dispatches += await self.redispatch()
         return dispatches
 
     async def redispatch(self) -> list[Dispatch]:
-        relay = Relay(Session(self.broker, "unused"), self.tasks, self.broker, asyncio.Event())
-        dispatches = await self.tasks.claim(10)
+        relay = Relay(Session(self.broker, "unused"), self.pool, self.broker, asyncio.Event())
+        dispatches = await claims.claim(self.pool, 10)
         await relay._dispatch(self.channel, dispatches, time.monotonic())
         return dispatches
 
@@ -113,13 +114,17 @@ class Rig:
 
 @pytest.fixture
 async def rig(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool,
+    broker: BrokerSettings,
+    database: DatabaseSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
 ) -> AsyncIterator[Rig]:
     assert broker.lateness_seconds == LATENESS
     async with Session(broker, "reconciler") as session:
         channel = await anext(session)
         async with busy_reader(broker, broker.to_configure_queue):
-            yield Rig(channel, amqp, tasks, sql, broker, Reconciler(session, tasks, broker, database))
+            yield Rig(channel, amqp, pool, sql, broker, Reconciler(session, pool, broker, database))
 
 
 async def test_a_message_that_was_taken_is_overdue_when_its_call_may_not_last_any_longer(rig: Rig) -> None:
@@ -165,7 +170,7 @@ async def test_each_attempt_is_reported_anew(rig: Rig) -> None:
         outcome = Outcome.decode(message.body)
         assert (outcome.task_id, outcome.attempt) == (dispatch.id, attempt)
         assert message.header.properties.delivery_mode == 2
-        await rig.tasks.make_due_again([(dispatch.id, attempt)])
+        await claims.make_due_again(rig.pool, [(dispatch.id, attempt)])
         await rig.redispatch()
 
 
@@ -191,7 +196,7 @@ async def test_in_a_backlog_that_never_ends_a_later_answer_shows_what_was_lost(r
     assert [message.task_id for message in await rig.take(1)] == [later.id]
     assert await rig.look_long() == [], "nothing of it is answered"
     assert await count_ready(rig.amqp, rig.broker.to_configure_queue) == 2
-    await rig.tasks.apply([finish(later)], max_attempts=3)
+    await apply(rig.pool, finish(later))
     assert await rig.look() == []
     await rig.pass_time(lost.time_limit_seconds + LATENESS + 1)
     assert await rig.look() == [lost.id]
@@ -208,22 +213,22 @@ async def test_an_answer_says_nothing_of_what_was_dispatched_about_the_same_time
     await rig.look()
     await rig.dispatch(C)
     await rig.take(1)
-    await rig.tasks.apply([finish(second)], max_attempts=3)
+    await apply(rig.pool, finish(second))
     assert first.id not in await rig.look_long()
 
 
 async def test_while_the_broker_accepts_no_publishes_nothing_is_observed_and_the_past_is_void(
-    own_rabbitmq: RabbitMQ, tasks: TaskTable, database: DatabaseSettings
+    own_rabbitmq: RabbitMQ, pool: asyncpg.Pool, database: DatabaseSettings
 ) -> None:
     """An empty queue proves nothing then: publishes of before, and outcomes, may wait in front of the broker."""
     settings = BrokerSettings(amqp_url=SecretStr(own_rabbitmq.url))
-    await accept(tasks, A)
-    await tasks.claim(1)
+    await accept(pool, A)
+    await claims.claim(pool, 1)
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(Session(settings, "reconciler", Patience(confirm=0.5)))
         channel = await anext(session)
         await stack.enter_async_context(busy_reader(settings, settings.to_configure_queue))
-        reconciler = Reconciler(session, tasks, settings, database)
+        reconciler = Reconciler(session, pool, settings, database)
         watermark = Watermark()
 
         async def observes() -> bool:
@@ -280,7 +285,7 @@ async def test_a_purged_queue_heals(
         await eventually(lambda: queue_exists(broker, queue))
         await stack.enter_async_context(busy_reader(broker, queue))
         devices = [f"DEVICE{number}" for number in range(30)]
-        ids = await accept(web_app[TASKS], *devices, A, A)
+        ids = await accept(web_app[POOL], *devices, A, A)
         await eventually(lambda: _holds(amqp, queue, 31))
         await amqp.queue_purge(queue)
         await eventually(lambda: _holds(amqp, queue, 31))
@@ -296,12 +301,27 @@ async def _holds(channel: AbstractChannel, queue: str, messages: int) -> bool:
     return False
 
 
+class CountingReconciler(Reconciler):
+    """Counts its rounds."""
+
+    rounds = 0
+    failure: Exception | None = None
+
+    @override
+    async def _expire(self) -> None:
+        self.rounds += 1
+        if self.failure:
+            failure, self.failure = self.failure, None
+            raise failure
+        await super()._expire()
+
+
 @asynccontextmanager
 async def reconciling(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings
-) -> AsyncIterator[tuple[Reconciler, asyncio.Task[None]]]:
-    """A reconciler at work, with or without a broker."""
-    reconciler = Reconciler(Session(broker, "never opened"), tasks, broker, database)
+    pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings
+) -> AsyncIterator[tuple[CountingReconciler, asyncio.Task[None]]]:
+    """A reconciler at work, without a broker."""
+    reconciler = CountingReconciler(Session(broker, "never opened"), pool, broker, database)
     running = asyncio.create_task(reconciler.run())
     try:
         yield reconciler, running
@@ -313,12 +333,12 @@ async def reconciling(
 
 @pytest.mark.usefixtures("hurried")
 async def test_deadlines_and_stranded_tasks_are_looked_after_without_a_broker(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, sql: asyncpg.Connection
+    pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings, sql: asyncpg.Connection
 ) -> None:
     expired, stranded = metric("tasks_expired_total"), metric("tasks_stranded_total")
     finished = metric("tasks_finished_total", code="500")
-    old = await accept(tasks, A, A, A, deadline_seconds=0.05)
-    new = await accept(tasks, A, B, B)
+    old = await accept(pool, A, A, A, deadline_seconds=0.05)
+    new = await accept(pool, A, B, B)
     await sql.execute(
         """
         UPDATE task SET status = 'error', code = 500, active = false, due_at = NULL, finished_at = now()
@@ -326,7 +346,7 @@ async def test_deadlines_and_stranded_tasks_are_looked_after_without_a_broker(
         """,
         B,
     )
-    async with reconciling(tasks, broker, database):
+    async with reconciling(pool, broker, database):
 
         async def all_is_well() -> bool:
             return await states(sql, [*old, *new]) == ["error"] * 3 + ["due", "error", "due"]
@@ -335,21 +355,6 @@ async def test_deadlines_and_stranded_tasks_are_looked_after_without_a_broker(
     assert metric("tasks_expired_total") == expired + 3
     assert metric("tasks_finished_total", code="500") == finished + 3
     assert metric("tasks_stranded_total") == stranded + 1
-
-
-class CountingTable(TaskTable):
-    """Counts the reconciler's rounds."""
-
-    rounds = 0
-    failure: Exception | None = None
-
-    @override
-    async def expire(self, limit: int) -> list[UUID]:
-        self.rounds += 1
-        if self.failure:
-            failure, self.failure = self.failure, None
-            raise failure
-        return await super().expire(limit)
 
 
 async def leaders(sql: asyncpg.Connection) -> list[int]:
@@ -364,25 +369,24 @@ async def leaders(sql: asyncpg.Connection) -> list[int]:
     return [found["pid"] for found in rows]
 
 
-def rounds_of(table: CountingTable, more: int = 3) -> Callable[[], bool]:
+def rounds_of(reconciler: CountingReconciler, more: int = 3) -> Callable[[], bool]:
     """A condition: so many rounds more than now."""
-    target = table.rounds + more
-    return lambda: table.rounds >= target
+    target = reconciler.rounds + more
+    return lambda: reconciler.rounds >= target
 
 
 @pytest.mark.usefixtures("hurried")
 async def test_one_reconciler_leads_and_another_takes_over_when_its_connection_dies(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, sql: asyncpg.Connection
+    pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings, sql: asyncpg.Connection
 ) -> None:
-    first, second = CountingTable(tasks._pool), CountingTable(tasks._pool)
-    async with reconciling(first, broker, database) as (leading, _):
+    async with reconciling(pool, broker, database) as (first, _):
         await eventually(rounds_of(first))
-        async with reconciling(second, broker, database):
+        async with reconciling(pool, broker, database) as (second, _):
             await eventually(rounds_of(first, 20))
             assert second.rounds == 0
             [leader] = await leaders(sql)
             # It shall not come back.
-            leading._database = DatabaseSettings(database_url=SecretStr("postgresql://nobody@127.0.0.1:1/none"))
+            first._database = DatabaseSettings(database_url=SecretStr("postgresql://nobody@127.0.0.1:1/none"))
             await sql.execute("SELECT pg_terminate_backend($1)", leader)
             await eventually(rounds_of(second))
             [successor] = await leaders(sql)
@@ -395,20 +399,19 @@ async def test_one_reconciler_leads_and_another_takes_over_when_its_connection_d
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("failure", [asyncpg.PostgresConnectionError("gone"), ZeroDivisionError("a bug")])
 async def test_a_reconciler_goes_on_after_any_failure(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, failure: Exception
+    pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings, failure: Exception
 ) -> None:
-    table = CountingTable(tasks._pool)
-    async with reconciling(table, broker, database) as (_, running):
-        await eventually(rounds_of(table))
-        table.failure = failure
-        await eventually(lambda: table.failure is None)
-        await eventually(rounds_of(table))
+    async with reconciling(pool, broker, database) as (reconciler, running):
+        await eventually(rounds_of(reconciler))
+        reconciler.failure = failure
+        await eventually(lambda: reconciler.failure is None)
+        await eventually(rounds_of(reconciler))
         assert not running.done()
 
 
 @pytest.mark.usefixtures("hurried")
 async def test_what_a_lost_channel_has_seen_is_void(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, monkeypatch: pytest.MonkeyPatch
+    pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outcomes that waited for the broker must get the time to arrive first."""
     watermarks: list[Watermark] = []
@@ -419,7 +422,7 @@ async def test_what_a_lost_channel_has_seen_is_void(
 
     monkeypatch.setattr(Reconciler, "_report_overdue", note)
     async with Session(broker, "reconciler") as session:
-        reconciler = Reconciler(session, tasks, broker, database)
+        reconciler = Reconciler(session, pool, broker, database)
         running = asyncio.create_task(reconciler.run())
         await anext(session)
         await eventually(lambda: len(watermarks) == 1)

@@ -20,7 +20,7 @@ from service_b.database import DatabaseSettings
 from service_b.results import app, recorder
 from service_b.results.app import create_app
 from service_b.results.settings import Settings
-from service_b.tasks.table import TaskTable
+from service_b.tasks import claims
 from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.proxy import Proxy
 from tests.queues import count_ready, metric, send, take
@@ -51,10 +51,10 @@ async def recording(broker: BrokerSettings, database: DatabaseSettings, **change
         await runner.cleanup()
 
 
-async def dispatched(tasks: TaskTable, *devices: str) -> list[UUID]:
+async def dispatched(pool: asyncpg.Pool, *devices: str) -> list[UUID]:
     """Accept a task for each device, and claim those that are due."""
-    ids = await accept(tasks, *devices)
-    await tasks.claim(1000)
+    ids = await accept(pool, *devices)
+    await claims.claim(pool, 1000)
     return ids
 
 
@@ -81,10 +81,14 @@ async def left(amqp: AbstractChannel, broker: BrokerSettings, number: int) -> No
 
 
 async def test_each_kind_of_outcome_does_to_its_task_what_the_design_says(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool,
+    broker: BrokerSettings,
+    database: DatabaseSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
 ) -> None:
     kinds = [kind for kind in OutcomeKind if kind is not OutcomeKind.NOT_STARTED]
-    ids = await dispatched(tasks, *DEVICES[: len(kinds)])
+    ids = await dispatched(pool, *DEVICES[: len(kinds)])
     async with recording(broker, database):
         await send(amqp, broker, [outcome(id_, kind, hold_seconds=60) for id_, kind in zip(ids, kinds, strict=True)])
         await ended(sql, ids, "success", "error", "error", "error", "due", "due", "due")
@@ -95,9 +99,13 @@ async def test_each_kind_of_outcome_does_to_its_task_what_the_design_says(
 
 
 async def test_what_is_handed_back_is_due_at_once_and_a_finished_device_goes_on_with_its_next_task(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool,
+    broker: BrokerSettings,
+    database: DatabaseSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
 ) -> None:
-    first, second, other = await dispatched(tasks, "DEVICE1", "DEVICE1", "DEVICE2")
+    first, second, other = await dispatched(pool, "DEVICE1", "DEVICE1", "DEVICE2")
     async with recording(broker, database):
         await send(amqp, broker, [outcome(first), outcome(other, OutcomeKind.NOT_STARTED)])
         await ended(sql, [first, second, other], "success", "due", "due")
@@ -105,9 +113,13 @@ async def test_what_is_handed_back_is_due_at_once_and_a_finished_device_goes_on_
 
 
 async def test_late_repeated_and_unknown_outcomes_change_nothing_and_are_counted(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool,
+    broker: BrokerSettings,
+    database: DatabaseSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
 ) -> None:
-    ids = await dispatched(tasks, *DEVICES[:3])
+    ids = await dispatched(pool, *DEVICES[:3])
     ignored = metric("outcomes_total", kind="ignored")
     finished = metric("tasks_finished_total", code="200")
     async with recording(broker, database):
@@ -132,9 +144,13 @@ async def test_late_repeated_and_unknown_outcomes_change_nothing_and_are_counted
 
 
 async def test_what_cannot_be_read_or_stored_goes_to_the_dead_letters_and_its_neighbours_are_recorded(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool,
+    broker: BrokerSettings,
+    database: DatabaseSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
 ) -> None:
-    ids = await dispatched(tasks, *DEVICES)
+    ids = await dispatched(pool, *DEVICES)
     bodies = [outcome(id_) for id_ in ids]
     bodies[7] = outcome(ids[7], reason="a NUL \x00")
     bodies[9:9] = [b"garbage", b'{"v":2}']
@@ -152,7 +168,7 @@ async def test_what_cannot_be_read_or_stored_goes_to_the_dead_letters_and_its_ne
 
 
 async def test_outcomes_wait_unacknowledged_for_a_database_that_is_away(
-    tasks: TaskTable,
+    pool: asyncpg.Pool,
     broker: BrokerSettings,
     database: DatabaseSettings,
     amqp: AbstractChannel,
@@ -160,7 +176,7 @@ async def test_outcomes_wait_unacknowledged_for_a_database_that_is_away(
 ) -> None:
     assert database.database_url
     there = URL(database.database_url.get_secret_value())
-    ids = await dispatched(tasks, *DEVICES)
+    ids = await dispatched(pool, *DEVICES)
     async with asyncio.timeout(DEADLINE_SECONDS), Proxy(there.host or "", there.port or 0) as proxy:
         by_proxy = there.with_host("127.0.0.1").with_port(proxy.url_port)
         with capture_logs() as logs:
@@ -178,9 +194,13 @@ async def test_outcomes_wait_unacknowledged_for_a_database_that_is_away(
 
 
 async def test_a_stop_records_what_was_taken(
-    tasks: TaskTable, broker: BrokerSettings, database: DatabaseSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+    pool: asyncpg.Pool,
+    broker: BrokerSettings,
+    database: DatabaseSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
 ) -> None:
-    ids = await dispatched(tasks, *DEVICES)
+    ids = await dispatched(pool, *DEVICES)
     await send(amqp, broker, [outcome(id_) for id_ in ids])
 
     async def taken() -> bool:

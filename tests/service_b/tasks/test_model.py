@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from uuid_utils.compat import uuid7
 
-from service_b.tasks.table import Change, NewTask, TaskTable
+from service_b.tasks import claims, inserts
+from service_b.tasks.inserts import NewTask
+from service_b.tasks.outcomes import Change
 from tests.conftest import new_database
+from tests.tasks import apply, expire, promote_stranded
 
 DEVICES = ["DEVICE1", "DEVICE2", "DEVICE3"]
 DEADLINE_SECONDS = 1000
@@ -44,7 +47,6 @@ class TaskMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = TaskTable(self.pool)
         self.tasks: list[Modelled] = []
         self.clock = 0.0
         self.final: dict[UUID, int] = {}
@@ -71,7 +73,7 @@ class TaskMachine(RuleBasedStateMachine):
     @rule(devices=st.lists(st.sampled_from(DEVICES), min_size=1, max_size=4))
     def insert(self, devices: list[str]) -> None:
         new = [NewTask(uuid7(), device, 1, "{}") for device in devices]
-        self.runner.run(self.table.insert(new, grace_seconds=1, deadline_seconds=DEADLINE_SECONDS))
+        self.runner.run(inserts.insert(self.pool, new, grace_seconds=1, deadline_seconds=DEADLINE_SECONDS))
         for task in new:
             self.tasks.append(Modelled(task.id, task.equipment_id, self.clock + DEADLINE_SECONDS))
         for device in devices:
@@ -79,7 +81,7 @@ class TaskMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 3))
     def claim(self, limit: int) -> None:
-        claimed = self.runner.run(self.table.claim(limit))
+        claimed = self.runner.run(claims.claim(self.pool, limit))
         ready = sorted(
             (task for task in self.tasks if task.due is not None and task.due <= self.clock < task.deadline),
             key=lambda task: task.due or 0,
@@ -99,7 +101,7 @@ class TaskMachine(RuleBasedStateMachine):
             and change.attempt == task.attempt
             and (change.code is not None or task.due is None)
         )
-        accepted = self.runner.run(self.table.apply([change], max_attempts=MAX_ATTEMPTS))
+        accepted = self.runner.run(apply(self.pool, change, max_attempts=MAX_ATTEMPTS))
         assert bool(accepted) == counts
         if not counts:
             return
@@ -135,18 +137,18 @@ class TaskMachine(RuleBasedStateMachine):
 
     @rule()
     def say_something_of_nobody(self) -> None:
-        assert self.runner.run(self.table.apply([Change(uuid7(), 1, 200, None)], max_attempts=MAX_ATTEMPTS)) == {}
+        assert self.runner.run(apply(self.pool, Change(uuid7(), 1, 200, None), max_attempts=MAX_ATTEMPTS)) == {}
 
     @precondition(lambda self: self.dispatched())
     @rule(data=st.data())
     def take_back(self, data: st.DataObject) -> None:
         task = data.draw(st.sampled_from(self.dispatched()))
-        self.runner.run(self.table.make_due_again([(task.id, task.attempt)]))
+        self.runner.run(claims.make_due_again(self.pool, [(task.id, task.attempt)]))
         task.due = self.clock
 
     @rule()
     def expire(self) -> None:
-        while self.runner.run(self.table.expire(2)):
+        while self.runner.run(expire(self.pool, 2)):
             pass
         while ended := [
             task
@@ -162,7 +164,7 @@ class TaskMachine(RuleBasedStateMachine):
 
     @rule()
     def look_for_stranded(self) -> None:
-        assert self.runner.run(self.table.promote_stranded("", 10)) == ("", 0)
+        assert self.runner.run(promote_stranded(self.pool, "", 10)) == ("", 0)
 
     @rule(seconds=st.sampled_from([10, 60, 2000]))
     def pass_time(self, seconds: int) -> None:

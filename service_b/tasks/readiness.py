@@ -1,0 +1,18 @@
+"""Whether the tasks can be reached at all."""
+
+import asyncpg
+
+from service_b.database import STORAGE_ERRORS, Queries, describe
+
+PROBE = "SELECT FROM task LIMIT 0"
+
+
+async def unready(connection: Queries) -> str | None:
+    """Say what is missing; None while the task table can be read."""
+    try:
+        await connection.execute(PROBE)
+    except asyncpg.UndefinedTableError:
+        return "database: not migrated"
+    except STORAGE_ERRORS as error:
+        return f"database: {describe(error)}"
+    return None

@@ -1,0 +1,81 @@
+"""Claiming due tasks and taking a claim back, on a real PostgreSQL."""
+
+import asyncio
+from uuid import uuid4
+
+import asyncpg
+
+from service_b.tasks import claims
+from tests.tasks import (
+    A,
+    B,
+    C,
+    accept,
+    apply,
+    claimed_by_id,
+    finish,
+    give_back,
+    row,
+    states,
+)
+
+
+async def test_the_longest_due_is_claimed_first(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    ids = [id_ for device in (B, C, A) for id_ in await accept(pool, device)]
+    assert [[dispatch.id for dispatch in await claims.claim(pool, 1)] for _ in range(4)] == [[id_] for id_ in ids] + [
+        []
+    ]
+
+
+async def test_what_is_claimed_is_dispatched(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    [id_] = await accept(pool, A)
+    assert [dispatch.attempt for dispatch in await claims.claim(pool, 5)] == [1]
+    claimed = await row(sql, id_)
+    assert (claimed["state"], claimed["attempt"], claimed["due_at"]) == ("dispatched", 1, None)
+    assert claimed["dispatched_at"] >= claimed["created_at"]
+
+
+async def test_what_is_not_due_yet_or_past_its_deadline_is_not_claimed(
+    pool: asyncpg.Pool, sql: asyncpg.Connection
+) -> None:
+    ids = await accept(pool, A, B, C)
+    await sql.execute("UPDATE task SET due_at = now() + interval '1 minute' WHERE id = $1", ids[0])
+    await sql.execute("UPDATE task SET deadline_at = now() WHERE id = $1", ids[1])
+    assert list(await claimed_by_id(pool)) == [ids[2]]
+    assert await states(sql, ids) == ["due", "due", "dispatched"]
+
+
+async def test_concurrent_claims_are_disjoint(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    ids = await accept(pool, *(f"DEVICE{number}" for number in range(300)))
+    batches = await asyncio.gather(
+        *(claims.claim(pool, 50) for _ in range(8)), *(claims.claim(pool, 50) for _ in range(2))
+    )
+    claimed = [dispatch.id for dispatches in batches for dispatch in dispatches]
+    claimed += [dispatch.id for dispatch in await claims.claim(pool, 300)]
+    assert sorted(claimed) == sorted(ids)
+    assert await sql.fetchval("SELECT max(attempt) FROM task") == 1
+
+
+async def test_a_claimer_does_not_wait_for_another(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, other: asyncpg.Connection
+) -> None:
+    ids = await accept(pool, A, B)
+    async with other.transaction():
+        await other.execute("SELECT FROM task WHERE id = $1 FOR UPDATE", ids[0])
+        async with asyncio.timeout(30):
+            assert list(await claimed_by_id(pool)) == [ids[1]]
+    assert list(await claimed_by_id(pool)) == [ids[0]]
+
+
+async def test_a_dispatch_that_was_not_sent_is_due_again_at_once(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    ids = await accept(pool, A, B, C, A)
+    first = await claimed_by_id(pool)
+    await apply(pool, finish(first[ids[1]]), give_back(first[ids[2]], hold_seconds=60))
+    before = await row(sql, ids[2])
+    await claims.make_due_again(pool, [*((id_, 1) for id_ in ids), (uuid4(), 1), (ids[0], 2), (ids[0], 0)])
+    assert await states(sql, ids) == ["due", "success", "due", "waiting"]
+    assert (await row(sql, ids[2]))["due_at"] == before["due_at"], "it was due already, but later"
+    assert [(dispatch.id, dispatch.attempt) for dispatch in await claims.claim(pool, 9)] == [(ids[0], 2)]
+    await claims.make_due_again(pool, [(ids[0], 1)])
+    assert await states(sql, ids[:1]) == ["dispatched"], "taken back for an earlier attempt"
+    await claims.make_due_again(pool, [])

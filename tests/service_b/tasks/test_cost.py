@@ -1,0 +1,105 @@
+"""What each statement reads, on a real PostgreSQL."""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from service_b.database import DatabaseSettings, create_pool
+from service_b.tasks import claims, lookups, overdue
+from service_b.tasks.overdue import Attempt
+from tests.tasks import (
+    accept,
+    apply,
+    expire,
+    finish,
+    promote_stranded,
+)
+
+
+@pytest.fixture
+async def one_connection(database: DatabaseSettings) -> AsyncIterator[asyncpg.Pool]:
+    """A pool of one: what it read can be counted, and its statements' generic plans come into play."""
+    async with create_pool(database.model_copy(update={"pool_size": 1})) as pool:
+        yield pool
+
+
+async def rows_read(pool: asyncpg.Pool, sql: asyncpg.Connection) -> int:
+    """How many rows of the table were read so far, by whatever plan."""
+    await pool.execute("SELECT pg_stat_force_next_flush()")
+    await pool.execute("SELECT 1")
+    read: int = await sql.fetchval(
+        """
+        SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes
+                                                            WHERE relname = 'task')::bigint
+        FROM pg_stat_user_tables WHERE relname = 'task'
+        """
+    )
+    return read
+
+
+async def test_no_statement_of_the_busy_path_reads_the_backlog(
+    one_connection: asyncpg.Pool, sql: asyncpg.Connection
+) -> None:
+    """100,000 due, 10,000 waiting for one device, 5,000 finished: each statement reads a few times what it returns."""
+    await sql.execute(
+        """
+        INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, active,
+                          due_at, status, code, finished_at, attempt, dispatched_at)
+        SELECT gen_random_uuid(), CASE WHEN n <= 100000 THEN 'DEVICE' || n WHEN n <= 110000 THEN 'DEVICE1'
+               ELSE 'DEVICE' || n END,
+               1, '{"username": "admin", "password": "admin"}', 1, now() + interval '1 day', n <= 100000,
+               CASE WHEN n <= 100000 THEN now() - interval '1 hour' + n * interval '1 ms' END,
+               CASE WHEN n <= 110000 THEN 'pending' ELSE 'success' END,
+               CASE WHEN n > 110000 THEN 200 END, CASE WHEN n > 110000 THEN now() END,
+               CASE WHEN n > 110000 THEN 1 ELSE 0 END, CASE WHEN n > 110000 THEN now() END
+        FROM generate_series(1, 115000) AS n
+        """
+    )
+    await sql.execute("VACUUM ANALYZE task")
+    pool = one_connection
+    batch = 20
+
+    async def cost(awaitable: Awaitable[Any]) -> tuple[Any, int]:
+        before = await rows_read(one_connection, sql)
+        return await awaitable, await rows_read(one_connection, sql) - before
+
+    costs: defaultdict[str, list[int]] = defaultdict(list)
+    for round_ in range(8):  # From the sixth on PostgreSQL may choose a generic plan.
+        dispatches, costs["claim"][round_:] = await _listed(cost(claims.claim(pool, batch)))
+        assert len(dispatches) == batch
+        _, costs["newest_dispatched"][round_:] = await _listed(cost(overdue.newest_dispatched(pool)))
+        _, costs["without_outcome"][round_:] = await _listed(
+            cost(overdue.without_outcome(pool, await overdue.now(pool), 60, batch))
+        )
+        attempts = [(dispatch.id, dispatch.attempt) for dispatch in dispatches]
+        _, costs["answered"][round_:] = await _listed(
+            cost(
+                overdue.latest_answered(
+                    pool, [Attempt(id_, attempt, await overdue.now(pool), 1) for id_, attempt in attempts]
+                )
+            )
+        )
+        _, costs["make_due_again"][round_:] = await _listed(cost(claims.make_due_again(pool, attempts[:3])))
+        # In the first round DEVICE1 is among them, with ten thousand tasks behind it.
+        _, costs["apply"][round_:] = await _listed(cost(apply(pool, *(finish(dispatch) for dispatch in dispatches))))
+        await sql.execute(
+            "UPDATE task SET deadline_at = now() WHERE equipment_id = $1 AND active", f"DEVICE{9000 + round_}"
+        )
+        expired, costs["expire"][round_:] = await _listed(cost(expire(pool, batch)))
+        assert len(expired) == 1
+        _, costs["promote_stranded"][round_:] = await _listed(cost(promote_stranded(pool, "", batch)))
+        _, costs["insert"][round_:] = await _listed(
+            cost(accept(pool, "DEVICE1", *(f"DEVICE{n}" for n in range(5000, 5019))))
+        )
+        _, costs["statuses"][round_:] = await _listed(
+            cost(lookups.look_up(pool, [dispatch.id for dispatch in dispatches]))
+        )
+    assert {name: max(reads) for name, reads in costs.items() if max(reads) > 30 * batch} == {}
+
+
+async def _listed(awaitable: Awaitable[tuple[Any, int]]) -> tuple[Any, list[int]]:
+    result, reads = await awaitable
+    return result, [reads]

@@ -1,0 +1,206 @@
+"""Writing down what came of attempts, on a real PostgreSQL."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from service_b.database import REFUSED_ROW
+from service_b.tasks import claims
+from service_b.tasks.outcomes import Change
+from tests.tasks import (
+    A,
+    B,
+    C,
+    accept,
+    apply,
+    claimed_by_id,
+    expire,
+    finish,
+    give_back,
+    let_time_pass,
+    row,
+    states,
+)
+
+
+@pytest.mark.parametrize(("code", "status"), [(200, "success"), (404, "error"), (500, "error")])
+async def test_a_final_outcome_ends_the_task_and_promotes_the_next(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, code: int, status: str
+) -> None:
+    ids = await accept(pool, A, A, A)
+    [dispatch] = await claims.claim(pool, 10)
+    accepted = await apply(pool, Change(dispatch.id, 1, code, "why"))
+    ended = await row(sql, ids[0])
+    assert accepted == {(ids[0], 1): ended["created_at"]}
+    assert (ended["status"], ended["code"], ended["reason"]) == (status, code, "why")
+    assert (ended["active"], ended["due_at"], ended["attempt"], ended["unknowns"]) == (False, None, 1, 0)
+    assert ended["finished_at"] >= ended["dispatched_at"]
+    assert await states(sql, ids) == [status, "due", "waiting"]
+    assert list(await claimed_by_id(pool)) == [ids[1]]
+
+
+async def test_a_batch_may_hold_all_kinds_of_outcomes(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    ids = await accept(pool, A, B, C, C)
+    claimed = await claimed_by_id(pool)
+    accepted = await apply(
+        pool,
+        finish(claimed[ids[2]], 404),
+        give_back(claimed[ids[0]], hold_seconds=60),
+        Change(uuid4(), 1, 200, None),
+        finish(claimed[ids[1]]),
+    )
+    assert set(accepted) == {(id_, 1) for id_ in ids[:3]}
+    assert await states(sql, ids) == ["due", "success", "error", "due"]
+    assert await apply(pool) == {}
+
+
+@pytest.mark.parametrize(
+    ("hold", "backoff", "due_in"),
+    [
+        (0, 0, 0),
+        (0, 100, 100),
+        (100, 0, 100),
+        (100, 200, 200),
+        (200, 100, 200),
+        (0, 900, 600),  # Patience ends at the deadline,
+        (900, 0, 900),  # but a device is never taken away from service A.
+        (900, 950, 900),
+    ],
+)
+async def test_a_retry_waits_for_the_device_and_is_polite_up_to_the_deadline(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, hold: float, backoff: float, due_in: float
+) -> None:
+    [first, second] = await accept(pool, A, A, deadline_seconds=600)
+    [dispatch] = await claims.claim(pool, 1)
+    await apply(pool, give_back(dispatch, hold_seconds=hold, backoff_seconds=backoff))
+    held = await row(sql, first)
+    assert (held["state"], held["attempt"], held["unknowns"], held["reason"]) == ("due", 1, 0, "given back")
+    assert due_in - 30 < held["due_in"] <= due_in
+    assert await states(sql, [second]) == ["waiting"]
+
+
+async def test_a_retry_is_claimed_when_its_time_has_come(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    [id_] = await accept(pool, A)
+    [dispatch] = await claims.claim(pool, 1)
+    await apply(pool, give_back(dispatch, hold_seconds=100, backoff_seconds=50))
+    await let_time_pass(sql, 60)
+    assert await claims.claim(pool, 1) == []
+    await let_time_pass(sql, 41)
+    assert [(dispatch.id, dispatch.attempt) for dispatch in await claims.claim(pool, 1)] == [(id_, 2)]
+
+
+async def test_unknown_attempts_are_counted_and_draw_the_deadline_when_used_up(
+    pool: asyncpg.Pool, sql: asyncpg.Connection
+) -> None:
+    [first, second] = await accept(pool, A, A, deadline_seconds=9000)
+    for attempt in (1, 2, 3):
+        [dispatch] = await claims.claim(pool, 1)
+        assert dispatch.attempt == attempt
+        await apply(pool, give_back(dispatch, hold_seconds=100, unknown=True))
+        held = await row(sql, first)
+        assert (held["state"], held["unknowns"]) == ("due", attempt)
+        assert 70 < held["due_in"] <= 100
+        assert await expire(pool, 10) == []
+        if attempt < 3:
+            assert held["deadline_in"] > 8000
+        else:
+            assert held["deadline_at"] == held["due_at"]
+        await let_time_pass(sql, 101)
+    assert await claims.claim(pool, 1) == []
+    assert await expire(pool, 10) == [first]
+    ended = await row(sql, first)
+    assert (ended["status"], ended["code"], ended["reason"]) == ("error", 500, "given back")
+    assert await states(sql, [second]) == ["due"]
+
+
+async def test_other_retries_use_no_attempts_up(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    [id_] = await accept(pool, A)
+    for attempt in range(1, 8):
+        [dispatch] = await claims.claim(pool, 1)
+        assert dispatch.attempt == attempt
+        await apply(pool, give_back(dispatch))
+    assert (await row(sql, id_))["unknowns"] == 0
+    assert await expire(pool, 10) == []
+
+
+async def test_a_drawn_deadline_is_never_put_off(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    [id_] = await accept(pool, A, deadline_seconds=50)
+    [dispatch] = await claims.claim(pool, 1)
+    await apply(pool, give_back(dispatch, hold_seconds=500, unknown=True), max_attempts=1)
+    held = await row(sql, id_)
+    assert held["deadline_in"] <= 50
+    assert held["due_in"] > 400
+    await let_time_pass(sql, 100)
+    assert await expire(pool, 10) == [], "service A may still be at work"
+    await let_time_pass(sql, 401)
+    assert await expire(pool, 10) == [id_]
+
+
+async def snapshot(sql: asyncpg.Connection) -> list[tuple[Any, ...]]:
+    return [tuple(found) for found in await sql.fetch("SELECT task, xmin::text FROM task ORDER BY seq")]
+
+
+async def test_late_repeated_and_unheard_of_outcomes_change_nothing(
+    pool: asyncpg.Pool, sql: asyncpg.Connection
+) -> None:
+    ids = await accept(pool, A, B, C, A)
+    first = await claimed_by_id(pool)
+    await apply(pool, finish(first[ids[0]]), give_back(first[ids[1]]), give_back(first[ids[2]]))
+    second = await claimed_by_id(pool)
+    assert set(second) == {ids[1], ids[2], ids[3]}
+    await apply(pool, give_back(second[ids[2]], hold_seconds=60))
+    before = await snapshot(sql)
+    for change in (
+        finish(first[ids[0]]),  # repeated
+        finish(first[ids[0]], 500),  # another one for a finished task
+        give_back(first[ids[0]]),
+        Change(ids[0], 2, 200, None),  # of an attempt that never was
+        finish(first[ids[1]]),  # late: its second attempt is on its way
+        give_back(first[ids[1]], unknown=True),
+        finish(first[ids[2]]),  # late: its second attempt is over
+        give_back(second[ids[2]], unknown=True),  # repeated: due already
+        Change(ids[3], 0, 200, None),
+        Change(uuid4(), 1, 200, None),
+        Change(uuid4(), 1, None, None),
+    ):
+        assert await apply(pool, change) == {}
+    assert await snapshot(sql) == before
+
+
+async def test_a_final_answer_counts_though_its_task_is_due_again(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    """A process died, its call's outcome was reported as interrupted, and the answer came after all."""
+    [first, second] = await accept(pool, A, A)
+    [dispatch] = await claims.claim(pool, 1)
+    await apply(pool, give_back(dispatch, hold_seconds=60))
+    assert set(await apply(pool, finish(dispatch))) == {(first, 1)}
+    assert await states(sql, [first, second]) == ["success", "due"]
+    assert (await row(sql, first))["due_at"] is None
+
+
+async def test_of_two_attempts_in_one_batch_the_newest_counts(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    [id_] = await accept(pool, A)
+    [first] = await claims.claim(pool, 1)
+    await apply(pool, give_back(first))
+    [second] = await claims.claim(pool, 1)
+    assert set(await apply(pool, finish(first, 500), finish(second))) == {(id_, 2)}
+    assert (await row(sql, id_))["code"] == 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Change(UUID(int=0), 1, 200, "a NUL \x00"),
+        Change(UUID(int=0), 1, 201, None),
+        Change(UUID(int=0), 1, 99999, None),
+        Change(UUID(int=0), 2**40, 200, None),
+    ],
+)
+async def test_a_refused_outcome_changes_nothing(pool: asyncpg.Pool, sql: asyncpg.Connection, change: Change) -> None:
+    ids = await accept(pool, A, B)
+    claimed = await claimed_by_id(pool)
+    bad = Change(ids[0], change.attempt, change.code, change.reason)
+    with pytest.raises(REFUSED_ROW):
+        await apply(pool, finish(claimed[ids[1]]), bad)
+    assert await states(sql, ids) == ["dispatched", "dispatched"]

@@ -1,0 +1,105 @@
+"""Whose turn it is, on a real PostgreSQL."""
+
+import asyncio
+from collections.abc import Awaitable
+
+import asyncpg
+import pytest
+
+from service_b.tasks import claims
+from service_b.tasks.promotion import DUE
+from tests.conftest import eventually
+from tests.tasks import (
+    A,
+    B,
+    C,
+    accept,
+    apply,
+    claimed_by_id,
+    expire,
+    finish,
+    give_back,
+    is_blocked,
+    promote_stranded,
+    states,
+)
+
+
+async def test_what_becomes_due_is_notified_at_once_and_what_is_held_is_not(
+    pool: asyncpg.Pool, sql: asyncpg.Connection
+) -> None:
+    heard: list[str] = []
+    await sql.add_listener(DUE, lambda *arguments: heard.append(str(arguments[2])))
+
+    async def notifications(awaitable: Awaitable[object]) -> int:
+        heard.clear()
+        await awaitable
+        await sql.execute("SELECT 1")  # What was sent before comes with the answer, at the latest.
+        return len(heard)
+
+    assert await notifications(accept(pool, A, A, A, B)) == 0
+    claimed = list((await claimed_by_id(pool)).values())
+    of_a, of_b = sorted(claimed, key=lambda dispatch: dispatch.equipment_id)
+    assert await notifications(apply(pool, give_back(of_b, hold_seconds=60))) == 0
+    assert await notifications(apply(pool, finish(of_b))) == 0
+    assert await notifications(apply(pool, give_back(of_a))) == 1
+    [of_a] = await claims.claim(pool, 1)
+    assert await notifications(apply(pool, finish(of_a))) == 1
+    assert await notifications(apply(pool, finish(of_a))) == 0
+    await accept(pool, C, C)
+    await sql.execute("UPDATE task SET deadline_at = now() WHERE equipment_id = $1 AND active", C)
+    assert await notifications(expire(pool, 10)) == 1
+
+
+async def strand(sql: asyncpg.Connection, *devices: str) -> None:
+    """What an operator's own SQL may do: end a task and promote nothing."""
+    await sql.execute(
+        """
+        UPDATE task SET status = 'error', code = 500, active = false, due_at = NULL, finished_at = now()
+        WHERE active AND equipment_id = ANY($1::text[])
+        """,
+        devices,
+    )
+
+
+async def test_stranded_tasks_are_promoted_round_and_round(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    devices = ["DEVICE0a", *(f"DEVICE{number}" for number in range(10, 17)), "aDEVICE"]
+    first = await accept(pool, *devices)
+    second, third = await accept(pool, *devices), await accept(pool, *devices)
+    assert await promote_stranded(pool, "", 100) == ("", 0)
+    stranded = [devices[0], devices[2], devices[8]]
+    await strand(sql, *stranded)
+    after, found = "", 0
+    rounds: list[str] = []
+    while not rounds or after:
+        after, promoted = await promote_stranded(pool, after, 4)
+        rounds.append(after)
+        found += promoted
+    assert rounds == [sorted(devices)[3], sorted(devices)[7], ""]
+    assert found == 3
+    expected = ["due" if device in stranded else "waiting" for device in devices]
+    assert await states(sql, second) == expected
+    assert await states(sql, third) == ["waiting"] * 9
+    assert (await states(sql, first)).count("due") == 6
+    assert await promote_stranded(pool, "", 100) == ("", 0)
+
+
+async def test_with_nothing_waiting_nothing_is_stranded(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    await accept(pool, A)
+    await strand(sql, A)
+    assert await promote_stranded(pool, "", 10) == ("", 0)
+    assert await promote_stranded(pool, "zzz", 10) == ("", 0)
+
+
+async def test_a_stranded_task_gives_way_to_a_newer_one_that_was_quicker(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, other: asyncpg.Connection
+) -> None:
+    await accept(pool, A, A)
+    await strand(sql, A)
+    async with other.transaction():
+        await accept(other, A)
+        promoting = asyncio.create_task(promote_stranded(pool, "", 10))
+        await eventually(lambda: is_blocked(sql, promoting))
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await promoting
+    assert await promote_stranded(pool, "", 10) == ("", 0)
