@@ -11,7 +11,7 @@ from aiormq.exceptions import AMQPError
 from pamqp.commands import Basic
 
 from messaging import metrics, topology
-from messaging.asking import ask, count
+from messaging.asking import ask, count, describe
 from messaging.consuming import Consumer, Take
 from messaging.deliveries import Delivery
 from messaging.frames import Letter
@@ -57,10 +57,11 @@ class Channel:
         # The broker cancels a consumer whose queue or node is gone, and leaves channel and connection open.
         amqp.on_consumer_cancel_callbacks.add(lambda _: self.lose("consumer cancelled by the broker"))
 
-    def lose(self, reason: str) -> None:
-        """Give the channel up; the session opens another one."""
+    def lose(self, reason: str, error: BaseException | None = None) -> None:
+        """Give the channel up; the session opens another one. The broker's own words say more than any error."""
         if not self.lost.done():
-            self.lost.set_result(reason)
+            why = self._transport.reader.said(self._amqp.number) or (error and describe(error))
+            self.lost.set_result(f"{reason}: {why}" if why else reason)
 
     async def close(self) -> None:
         """Close the connection; the broker reads what is written before the end of it."""

@@ -8,7 +8,7 @@ import aiormq
 import structlog
 from aiormq.abc import DeliveredMessage
 
-from messaging.asking import ask, count
+from messaging.asking import Lose, ask, count
 from messaging.deliveries import Delivery, Receipts
 from messaging.patience import Patience
 
@@ -33,7 +33,7 @@ class Consumer:
         self,
         amqp: aiormq.Channel,
         lost: asyncio.Future[str],
-        lose: Callable[[str], None],
+        lose: Lose,
         unblocked: Callable[[], Awaitable[None]],
         patience: Patience,
     ) -> None:

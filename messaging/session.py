@@ -11,7 +11,7 @@ import structlog
 from yarl import URL
 
 from messaging import metrics, topology
-from messaging.asking import raise_if_cancelled
+from messaging.asking import describe, raise_if_cancelled
 from messaging.channel import Channel
 from messaging.patience import Patience
 from messaging.settings import BrokerSettings
@@ -59,18 +59,20 @@ class Session:
         while True:
             raise_if_cancelled()
             attempt += 1
-            node = next(self._nodes)
+            node, transport = next(self._nodes), Transport()
             try:
-                channel = await self._open(node)
+                channel = await self._open(node, transport)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - aiormq raises bare ones, too.
                 raise_if_cancelled()
                 delay = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** min(attempt, 10)) * random.uniform(0.5, 1)
-                self._trouble = f"broker: {type(error).__name__}"
+                # The broker's own words, where it said any: aiormq drops those that answer its opening.
+                why = transport.reader.said(0) or describe(error)
+                self._trouble = f"broker: {why}"
                 log.warning(
                     "amqp.connect_failed",
                     node=_address(node),
                     attempt=attempt,
-                    error=repr(error),
+                    error=why,
                     retry_in=round(delay, 2),
                 )
                 await asyncio.sleep(delay)
@@ -99,9 +101,8 @@ class Session:
         """What a readiness check says: None while there is a channel."""
         return None if self.current else self._trouble
 
-    async def _open(self, node: URL) -> Channel:
+    async def _open(self, node: URL, transport: Transport) -> Channel:
         async with asyncio.timeout(self._patience.connect):
-            transport = Transport()
             connection = await aiormq.connect(
                 node, client_properties={"connection_name": self._name}, transport_factory=transport
             )

@@ -37,13 +37,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
         yield started
 
 
-@pytest.fixture
-async def session(broker: BrokerSettings) -> AsyncIterator[Session]:
-    """A session with the shared broker."""
-    async with Session(broker, "test") as opened:
-        yield opened
-
-
 def _at(settings: BrokerSettings, *urls: URL | str, heartbeat: int = 2) -> BrokerSettings:
     """Change where the broker is."""
     nodes = ",".join(str(URL(url).update_query(heartbeat=heartbeat)) for url in urls)
@@ -188,7 +181,7 @@ async def test_a_broker_is_reached_by_tls_if_its_certificate_is_good(broker: Bro
             await eventually(lambda: [delivery.body for delivery in deliveries] == [b"over TLS"])
         async with Session(_at(broker, there), "test") as distrustful:
             connecting = asyncio.create_task(_next(distrustful))
-            await eventually(lambda: distrustful.unready == "broker: AMQPConnectionError")
+            await eventually(lambda: "CERTIFICATE_VERIFY_FAILED" in (distrustful.unready or ""))
             connecting.cancel()
 
 
@@ -561,7 +554,7 @@ async def test_a_silent_network_is_noticed_by_heartbeats_and_left_when_it_speaks
         assert await _publish(channel, broker) is Publication.UNCERTAIN
         await _lost(channel)
         reconnecting = asyncio.create_task(_next(session))
-        await eventually(lambda: session.unready == "broker: TimeoutError")
+        await eventually(lambda: session.unready == "broker: no answer in time")
         assert not reconnecting.done()
         proxy.blackhole(False)
         again = await _consume(await reconnecting, broker)
@@ -577,7 +570,7 @@ async def test_publishes_pending_when_the_broker_closes_the_connection_are_uncer
         await eventually(lambda: is_blocked(channel))
         await asyncio.to_thread(node.ctl, "close_all_connections", "a test")
         assert Publication.UNCERTAIN in await asyncio.gather(*pending)
-        assert "broker" not in await _lost(channel)
+        assert (await _lost(channel)).endswith("320 CONNECTION_FORCED - a test")
     async with Session(settings, "test") as session:
         assert await _publish(await _next(session), settings) is Publication.CONFIRMED
 
