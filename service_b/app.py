@@ -1,33 +1,29 @@
 """The web process: HTTP API, relay and reconciler."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from functools import partial
 
 import asyncpg
-import structlog
 from aiohttp import web
+from prometheus_client import REGISTRY
 
 from messaging.session import Session
 from runtime.health import add_health_routes
 from runtime.process import start_vital
-from service_b import metrics
 from service_b.api import malformed, routes  # noqa: F401 - patches aiohttp
 from service_b.api.middleware import observe_and_answer
-from service_b.database import STORAGE_ERRORS, create_pool
+from service_b.database import create_pool
+from service_b.maintenance.backlog import BacklogMeter
 from service_b.maintenance.reconciler import Reconciler
 from service_b.relay import Relay
 from service_b.settings import Settings
 from service_b.statuses import Statuses
 from service_b.submission import Submission
-from service_b.tasks import counts, lookups, readiness
+from service_b.tasks import lookups, readiness
 from service_b.wakeup import listen
 
-log = structlog.stdlib.get_logger(__name__)
-
 STOP_SECONDS = 10.0
-MEASURE_SECONDS = 15.0
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 POOL = web.AppKey("POOL", asyncpg.Pool)
@@ -78,11 +74,13 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
     async with Session(settings, settings.app_name) as session:
         relay = Relay(session, app[POOL], settings, app[WAKE])
         reconciler = Reconciler(session, app[POOL], settings, settings)
+        backlog = BacklogMeter(app[POOL], lambda: reconciler.leading)
+        REGISTRY.register(backlog)
         relaying = start_vital(relay.run(), "relay")
         others = [
             start_vital(listen(settings, app[WAKE]), "wakeup"),
             start_vital(reconciler.run(), "reconciler"),
-            start_vital(_measure(app[POOL]), "backlog"),
+            start_vital(backlog.run(), "backlog"),
         ]
         yield
         relay.stop()
@@ -91,18 +89,4 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
         for task in (relaying, *others):
             task.cancel()
         await asyncio.gather(relaying, *others, return_exceptions=True)
-
-
-async def _measure(pool: asyncpg.Pool) -> None:
-    """Keep the backlog's gauges fresh, at no more than a twentieth of one connection's time."""
-    while True:
-        started = time.monotonic()
-        try:
-            backlog = await counts.count(pool)
-        except STORAGE_ERRORS as error:
-            log.warning("backlog.storage_unavailable", error=repr(error))
-        else:
-            for state in ("waiting", "due", "dispatched"):
-                metrics.UNFINISHED.labels(state).set(getattr(backlog, state))
-            metrics.OLDEST.set(backlog.oldest_seconds)
-        await asyncio.sleep(max(MEASURE_SECONDS, 20 * (time.monotonic() - started)))
+        REGISTRY.unregister(backlog)

@@ -1,6 +1,6 @@
 """What both processes of service B count."""
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 ACCEPTED = Counter("tasks_accepted", "Tasks stored")
 DISPATCHED = Counter("tasks_dispatched", "Attempts handed to the broker", ["publication"])
@@ -12,5 +12,3 @@ FINISHED = Counter("tasks_finished", "Tasks that got their final status", ["code
 TASK_SECONDS = Histogram(
     "task_seconds", "From acceptance to the final status", buckets=(1, 5, 15, 30, 60, 65, 70, 90, 120, 300, 900, 3600)
 )
-UNFINISHED = Gauge("tasks_unfinished", "Unfinished tasks, by state", ["state"])
-OLDEST = Gauge("tasks_oldest_unfinished_seconds", "Age of the oldest unfinished task")

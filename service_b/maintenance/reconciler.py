@@ -44,6 +44,8 @@ class Reconciler:
         self._database = database
         self._stranded_after = ""
         self._reported: dict[tuple[UUID, int], float] = {}
+        self.leading = False
+        """Whether it is this process's turn."""
 
     async def run(self) -> None:
         """Reconcile whenever it is this process's turn, until cancelled."""
@@ -62,6 +64,7 @@ class Reconciler:
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
                 await asyncio.sleep(LOCK_TICK_SECONDS)
             log.info("reconciler.leading")
+            self.leading = True
             channel, watermark = None, Watermark()
             await connection.execute(f"SET idle_session_timeout = '{LOCK_LOST_SECONDS}s'")
             while True:
@@ -78,6 +81,7 @@ class Reconciler:
                     await self._report_overdue(channel, watermark)
                 await asyncio.sleep(TICK_SECONDS)
         finally:
+            self.leading = False
             connection.terminate()
 
     async def _expire(self) -> None:

@@ -35,6 +35,7 @@ METRICS: dict[str, list[tuple[str, dict[str, str]]]] = {
         ("amqp_connects_total", {}),
         *(("tasks_unfinished", {"state": state}) for state in ("waiting", "due", "dispatched")),
         ("tasks_oldest_unfinished_seconds", {}),
+        ("tasks_backlog_age_seconds", {}),
     ],
     "service_b.results": [
         *(("tasks_finished_total", {"code": code}) for code in ("200", "404", "500")),

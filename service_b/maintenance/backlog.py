@@ -1,0 +1,78 @@
+"""The backlog's gauges: how much is unfinished, measured by one process, with the age of the measurement."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import structlog
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from typing_extensions import override
+
+from runtime import clock
+from service_b.database import STORAGE_ERRORS, Queries
+from service_b.tasks import counts
+
+log = structlog.stdlib.get_logger(__name__)
+
+PERIOD_SECONDS = 15.0
+LEADING_CHECK_SECONDS = 1.0
+IDLE_SHARE = 20
+"""A pause is so many times longer than the count before it: at most a twentieth of one connection's time."""
+STALE_PERIODS = 4
+"""So many pauses without a measurement, and the last one is shown no more."""
+
+
+class BacklogMeter(Collector):
+    """Counts the unfinished tasks while `leads` says that it is this process's turn, and shows what it counted.
+
+    A process that does not lead shows nothing, so that a sum over all processes counts each task once; nor does one
+    that could not measure for long: an old number looks like a good one. Until then the age tells.
+    """
+
+    def __init__(self, pool: Queries, leads: Callable[[], bool], *, period_seconds: float = PERIOD_SECONDS) -> None:
+        self._pool = pool
+        self._leads = leads
+        self._period_seconds = period_seconds
+        self._pause = period_seconds
+        self._latest: tuple[counts.Backlog, float] | None = None
+
+    async def run(self) -> None:
+        """Measure again and again, until cancelled."""
+        while True:
+            if self._leads():
+                await self.measure()
+                await asyncio.sleep(self._pause)
+            else:
+                self._latest = None
+                await asyncio.sleep(min(LEADING_CHECK_SECONDS, self._period_seconds))
+
+    async def measure(self) -> None:
+        """Count once; what cannot be counted just now leaves the last numbers, which grow older."""
+        started = clock.now()
+        try:
+            backlog = await counts.count(self._pool)
+        except STORAGE_ERRORS as error:
+            log.warning("backlog.storage_unavailable", error=repr(error))
+        else:
+            # It is as old as its snapshot, which was taken when the count began.
+            self._latest = backlog, started
+        self._pause = max(self._period_seconds, IDLE_SHARE * (clock.now() - started))
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        """Give what was measured, at each scrape."""
+        if self._latest is None or not self._leads():
+            return
+        backlog, measured_at = self._latest
+        age = clock.now() - measured_at
+        if age > STALE_PERIODS * self._pause:
+            return
+        unfinished = GaugeMetricFamily("tasks_unfinished", "Unfinished tasks, by state", labels=["state"])
+        for state in ("waiting", "due", "dispatched"):
+            unfinished.add_metric([state], getattr(backlog, state))
+        yield unfinished
+        # The clock of the database may have been set back since the oldest was stored.
+        oldest = max(0.0, backlog.oldest_seconds)
+        yield GaugeMetricFamily("tasks_oldest_unfinished_seconds", "Age of the oldest unfinished task", value=oldest)
+        yield GaugeMetricFamily("tasks_backlog_age_seconds", "How long ago the backlog was measured", value=age)
