@@ -2,17 +2,12 @@
 
 import sys
 import time
+from functools import partial
 
-if sys.platform == "linux":
+now = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic
+"""Tell the seconds since the machine started, the time of its suspension included (`clock_gettime(2)`).
 
-    def now() -> float:
-        """Tell the seconds since the machine started, the time of its suspension included (`clock_gettime(2)`).
-
-        `time.monotonic()` and the event loop's timers stand still in a suspended machine, while the rest of the world
-        goes on: other machines' limits end, and their connections to us too. So a timer only tells that its
-        time has passed *at least*; where it matters how much has, this clock is asked when the timer fires.
-        """
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-else:
-    now = time.monotonic
+`time.monotonic()` and the event loop's timers stand still in a suspended machine, while the rest of the world goes on:
+other machines' limits end, and their connections to us too. So a timer only tells that its time has passed *at least*;
+where it matters how much has, this clock is asked when the timer fires.
+"""

@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from runtime.batching import Batcher, BatcherFullError
+from runtime.batching import Batcher, BatcherError
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS
 
 log = structlog.stdlib.get_logger(__name__)
@@ -18,12 +18,16 @@ Result = TypeVar("Result")
 MAX_BATCH = 100
 """More rows at once are no cheaper, and make the process wait for one commit and then write answers in lumps."""
 MAX_WAITING = 20_000
+MAX_WAITING_BYTES = 64 * 1024 * 1024
 TIMEOUT_SECONDS = 4.0
 """The contract promises a 503 within 5 s."""
 
 
 class StorageUnavailableError(Exception):
-    """The database is away or too slow; whether it has done what it was asked is not known."""
+    """The database is away or too slow.
+
+    What still waited is not done any more; whether what had been sent to the database was done is not known.
+    """
 
 
 class StorageRefusedError(Exception):
@@ -33,16 +37,23 @@ class StorageRefusedError(Exception):
 class Storage(Generic[Item, Result]):
     """One kind of question to the database, asked for many requests at a time.
 
-    `flush` gets 1 to 100 items and returns a result for each, in order.
+    `flush` gets 1 to 100 items and returns a result for each, in order; `size` tells the bytes of a large item.
     """
 
-    def __init__(self, name: str, flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        size: Callable[[Item], int] | None = None,
+    ) -> None:
         self._batcher = Batcher(
             name,
             flush,
             max_batch=MAX_BATCH,
             max_waiting=MAX_WAITING,
             timeout=TIMEOUT_SECONDS,
+            max_bytes=MAX_WAITING_BYTES,
+            size=size,
             poison=REFUSED_ROW,
         )
 
@@ -53,7 +64,7 @@ class Storage(Generic[Item, Result]):
         except REFUSED_ROW as error:  # Its text quotes the row.
             log.error("storage.refused", task_id=str(task_id), error=type(error).__name__)
             raise StorageRefusedError from None
-        except (*STORAGE_ERRORS, BatcherFullError) as error:
+        except (*STORAGE_ERRORS, BatcherError) as error:
             reason = error.sqlstate if isinstance(error, asyncpg.PostgresError) else ""
             log.warning("storage.unavailable", task_id=str(task_id), error=type(error).__name__, sqlstate=reason)
             raise StorageUnavailableError from None

@@ -1,6 +1,7 @@
 """Accepting a task: it is stored, and then its client has an id to ask for it with."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 
 import asyncpg
@@ -21,7 +22,7 @@ class Submission:
         self._pool = pool
         self._settings = settings
         self._wake = wake
-        self._inserts: Storage[NewTask, None] = Storage("insert", self._insert)
+        self._inserts: Storage[NewTask, None] = Storage("insert", self._insert, _size)
 
     async def submit(self, equipment_id: str, timeout_seconds: int, parameters: str) -> UUID:
         """Store a task and return its id once it is committed. `parameters` is JSON text.
@@ -47,3 +48,7 @@ class Submission:
         metrics.ACCEPTED.inc(len(batch))
         self._wake.set()
         return [None] * len(batch)
+
+
+def _size(task: NewTask) -> int:
+    return sys.getsizeof(task.parameters)

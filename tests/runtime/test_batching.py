@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import batching
-from runtime.batching import Batcher, BatcherFullError
+from runtime import clock
+from runtime.batching import Batcher, BatcherFullError, FlushCancelledError
 from tests.conftest import DEADLINE_SECONDS, eventually
 
 
@@ -23,7 +23,7 @@ class Store:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.bad: frozenset[int] = frozenset()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.running = 0
         self.most_running = 0
         self.open = asyncio.Event()
@@ -49,9 +49,21 @@ def make(
     *,
     max_batch: int = 100,
     max_waiting: int = 100,
+    max_bytes: float = math.inf,
     timeout: float = math.inf,
+    check_seconds: float = 0.01,
 ) -> Batcher[int, int]:
-    return Batcher("test", flush, max_batch=max_batch, max_waiting=max_waiting, timeout=timeout, poison=(PoisonError,))
+    return Batcher(
+        "test",
+        flush,
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+        max_bytes=max_bytes,
+        size=lambda item: item,
+        timeout=timeout,
+        poison=(PoisonError,),
+        check_seconds=check_seconds,
+    )
 
 
 async def submit_all(batcher: Batcher[int, int], items: Sequence[int]) -> list[int | BaseException]:
@@ -109,6 +121,25 @@ async def test_too_many_waiting_are_refused_at_once_and_the_others_are_served() 
     assert await batcher.submit(4) == 8
 
 
+async def test_too_many_bytes_waiting_are_refused_at_once_and_are_free_again_when_taken_or_told() -> None:
+    store = Store()
+    batcher = make(store.flush, max_bytes=10, timeout=0.05)
+    first = await held(store, batcher, 10)
+    waiting = asyncio.create_task(submit_all(batcher, [4, 6]))
+    await eventually(lambda: len(batcher._waiting) == 2)
+    with pytest.raises(BatcherFullError):
+        await batcher.submit(1)
+    told = await waiting
+    assert [type(error) for error in told] == [TimeoutError] * 2
+    last = asyncio.create_task(batcher.submit(10))
+    await eventually(lambda: batcher._waiting)
+    store.open.set()
+    await asyncio.wait({first, last})
+    assert await submit_all(batcher, [10]) == [20]
+    assert batcher._waiting_bytes == 0
+    assert {4, 6}.isdisjoint(item for batch in store.batches for item in batch)
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=24), st.integers(1, 8))
 def test_only_the_items_that_the_store_refuses_fail(bad: list[bool], max_batch: int) -> None:
     async def scenario() -> None:
@@ -150,7 +181,7 @@ async def test_a_flush_that_answers_too_few_leaves_nobody_waiting() -> None:
     assert isinstance(results[2], ValueError)
 
 
-async def test_a_caller_that_goes_away_does_not_take_its_item_back() -> None:
+async def test_the_item_of_a_caller_that_goes_away_is_dropped_unless_a_flush_has_taken_it() -> None:
     store = Store()
     batcher = make(store.flush)
     flushing = await held(store, batcher)
@@ -164,7 +195,23 @@ async def test_a_caller_that_goes_away_does_not_take_its_item_back() -> None:
     assert gathered.cancelled()
     store.open.set()
     assert await other == 4
-    assert store.batches == [[0], [1, 2]]
+    assert store.batches == [[0], [2]]
+
+
+async def test_an_item_whose_caller_was_told_before_its_batch_is_halved_is_dropped() -> None:
+    store = Store()
+    batcher = make(store.flush)
+    store.open.clear()
+    waiting = [asyncio.create_task(batcher.submit(item)) for item in (1, 2, 3)]
+    await eventually(lambda: store.running)
+    waiting[1].cancel()
+    await asyncio.wait({waiting[1]})
+    store.bad = frozenset({3})
+    store.open.set()
+    assert await waiting[0] == 2
+    with pytest.raises(PoisonError):
+        await waiting[2]
+    assert store.batches == [[1, 2, 3], [1], [3]]
 
 
 async def test_a_caller_that_goes_away_before_a_failing_flush_ends_disturbs_nobody() -> None:
@@ -199,10 +246,7 @@ async def test_closing_an_idle_batcher_returns() -> None:
     await make(Store().flush).close()
 
 
-async def test_callers_that_have_waited_too_long_are_told_and_their_items_are_flushed_all_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(batching, "CHECK_SECONDS", 0.01)
+async def test_callers_that_have_waited_too_long_are_told_and_nothing_that_still_waited_is_flushed() -> None:
     store = Store()
     store.open.clear()
     batcher = make(store.flush, max_batch=2, timeout=0.05)
@@ -212,14 +256,59 @@ async def test_callers_that_have_waited_too_long_are_told_and_their_items_are_fl
     store.open.set()
     assert await batcher.submit(5) == 10, "one that has not waited that long gets its result"
     await batcher.close()
-    assert [item for batch in store.batches for item in batch] == [0, 1, 2, 3, 4, 5]
+    assert store.batches == [[0, 1], [5]]
 
 
-async def test_a_busy_batcher_tells_nobody_who_is_served_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "CHECK_SECONDS", 0.001)
+async def test_what_waited_through_a_suspension_of_the_machine_is_not_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its timers have stood still, so that the flush may end before any of them fires."""
     store = Store()
-    batcher = make(store.flush, timeout=60)
+    batcher = make(store.flush, timeout=60, check_seconds=60)
+    first = await held(store, batcher)
+    waiting = asyncio.create_task(batcher.submit(1))
+    await eventually(lambda: batcher._waiting)
+    woken = clock.now() + 3600
+    monkeypatch.setattr(clock, "now", lambda: woken)
+    store.open.set()
+    assert await first == 0
+    with pytest.raises(TimeoutError):
+        await waiting
+    assert store.batches == [[0]]
+
+
+async def test_a_busy_batcher_tells_nobody_who_is_served_in_time() -> None:
+    store = Store()
+    batcher = make(store.flush, timeout=60, check_seconds=0.001)
     for item in range(200):
         assert await batcher.submit(item) == 2 * item
         await asyncio.sleep(0.0002)
+    await batcher.close()
+
+
+async def test_a_flush_that_ends_cancelled_is_told_to_its_callers_and_the_next_one_works() -> None:
+    """As when a library cancels what waits for a connection that it takes away."""
+    store = Store()
+    batcher = make(store.flush)
+    first = await held(store, batcher)
+    store.error = asyncio.CancelledError()
+    rest = asyncio.create_task(submit_all(batcher, [1, 2]))
+    await eventually(lambda: len(batcher._waiting) == 2)
+    store.open.set()
+    with pytest.raises(FlushCancelledError):
+        await first
+    assert [type(error) for error in await rest] == [FlushCancelledError] * 2
+    store.error = None
+    assert await batcher.submit(3) == 6
+
+
+async def test_when_the_loop_is_closed_every_caller_is_told() -> None:
+    store = Store()
+    batcher = make(store.flush)
+    first = await held(store, batcher)
+    rest = asyncio.create_task(submit_all(batcher, [1, 2]))
+    await eventually(lambda: len(batcher._waiting) == 2)
+    assert batcher._flusher
+    batcher._flusher.cancel()
+    with pytest.raises(FlushCancelledError):
+        await first
+    assert [type(error) for error in await rest] == [FlushCancelledError] * 2
     await batcher.close()
