@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from tests.chaos.nemeses import Nemesis
 from tests.chaos.rig import HEARTBEAT_SECONDS, TO_CONFIGURE, Rig, Role, until
-from tests.system.postgres import PostgreSQL
+from tests.system.postgres import HERE, PostgreSQL
 from tests.system.rabbitmq import ErlangNetwork, RabbitMQ
 from tests.system.spawning import base_environment
 
@@ -141,13 +141,13 @@ class Standby(PostgreSQL):
         self._primary = primary
 
     @override
-    def _initialise(self, data: Path) -> None:
+    def _initialise(self) -> None:
         assert self._programs
         source = f"host=127.0.0.1 port={self._primary.port} user={self.user} password={self.password}"
         done = subprocess.run(
-            [str(self._programs / "pg_basebackup"), "-D", str(data), "-d", source, "-R", "-X", "stream", "-c", "fast"],
+            [str(self._programs / "pg_basebackup"), "-D", HERE, "-d", source, "-R", "-X", "stream", "-c", "fast"],
             env=base_environment(),
-            cwd=data,
+            cwd=self._data,
             user=self._owner,
             group=self._owner,
             extra_groups=None if self._owner is None else [],

@@ -8,7 +8,8 @@ set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 cd "$root"
 log=.local/bootstrap.log
-mkdir -p .local
+# What the private servers write there is nobody else's business.
+mkdir -p -m 700 .local
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -15,15 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.system.spawning import base_environment, end, free_port, spawn, wait_until
+from tests.system.spawning import base_environment, end, free_port, make_private, spawn, wait_until
+
+HERE = "/proc/self/cwd"
+"""The folder that a process was started in, by a name that also those can use who cannot reach it from the root."""
 
 
 class PostgreSQL:
     """One private server. Its data stays in `folder`, so it can be stopped or killed, and started again.
 
-    PostgreSQL refuses to run as root. Started by root it runs as `nobody`; where that user cannot reach `folder`, the
-    data lives in a temporary folder until `remove`. With `durable` off a commit is only handed
-    to the operating system: `kill` loses nothing, a power cut would.
+    PostgreSQL refuses to run as root. Started by root it runs as `nobody`, who owns the data; where that user cannot
+    reach the programs, a copy of them lives in a temporary folder until `remove`. With `durable` off a commit is only
+    handed to the operating system: `kill` loses nothing, a power cut would.
     """
 
     user = "admin"
@@ -36,7 +39,7 @@ class PostgreSQL:
         self._durable = durable
         self._folder = folder
         self._owner = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
-        self._data: Path | None = None
+        self._data = folder / "data"
         self._temporary: Path | None = None
         self._programs: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -47,18 +50,20 @@ class PostgreSQL:
 
     def start(self, timeout: float = 120) -> None:
         """Start the server, on the data that it had, and wait (up to `timeout` seconds) until it takes connections."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_private(self._folder)
         self._programs = self._programs or self._reachable_programs()
-        self._data = self._data or self._reachable_data()
         if not (self._data / "PG_VERSION").exists():
-            self._initialise(self._data)
+            make_private(self._data)
+            if self._owner is not None:
+                os.chown(self._data, self._owner, self._owner)
+            self._initialise()
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         durability = [] if self._durable else ["-cfsync=off", "-cfull_page_writes=off"]
         self._process = spawn(
             [
                 self._programs / "postgres",
                 "-D",
-                self._data,
+                HERE,
                 f"-cport={self.port}",
                 "-clisten_addresses=127.0.0.1",
                 "-cunix_socket_directories=",
@@ -96,10 +101,10 @@ class PostgreSQL:
             _wait_until_gone(child)
 
     def remove(self) -> None:
-        """Remove what was put in a temporary folder because the server's user could not reach its own."""
+        """Remove the copy of the programs."""
         if self._temporary:
             shutil.rmtree(self._temporary)
-            self._temporary = self._data = self._programs = None
+            self._temporary = self._programs = None
 
     def __enter__(self) -> Self:
         try:
@@ -120,18 +125,18 @@ class PostgreSQL:
         asked = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port), "-d", "postgres"]
         return subprocess.run(asked, env=base_environment(), check=False).returncode == 0
 
-    def _initialise(self, data: Path) -> None:
+    def _initialise(self) -> None:
         assert self._programs
-        with self._password_file(data) as password_file:
+        with self._password_file() as password_file:
             done = subprocess.run(
                 [
                     str(self._programs / "initdb"),
-                    *("-D", str(data), "-U", self.user, "--pwfile", str(password_file), "--auth=scram-sha-256"),
+                    *("-D", HERE, "-U", self.user, "--pwfile", password_file, "--auth=scram-sha-256"),
                     *("--encoding=UTF8", "--no-locale", "--no-instructions"),
                     *(() if self._durable else ("--no-sync",)),
                 ],
                 env=base_environment(),
-                cwd=data,
+                cwd=self._data,
                 user=self._owner,
                 group=self._owner,
                 extra_groups=None if self._owner is None else [],
@@ -144,16 +149,14 @@ class PostgreSQL:
             raise RuntimeError(f"initdb: {done.stdout}{done.stderr}")
 
     @contextmanager
-    def _password_file(self, data: Path) -> Iterator[Path]:
-        # Beside the data, which must be empty, in the folder that its owner can reach.
-        path = data.with_name("password")
-        path.write_text(self.password)
-        try:
+    def _password_file(self) -> Iterator[str]:
+        # Not beside the data: its owner may not reach that.
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(self.password)
+            file.flush()
             if self._owner is not None:
-                os.chown(path, self._owner, self._owner)
-            yield path
-        finally:
-            path.unlink()
+                os.chown(file.name, self._owner, self._owner)
+            yield file.name
 
     def _reachable_programs(self) -> Path:
         programs = installed_programs()
@@ -161,29 +164,12 @@ class PostgreSQL:
             return programs
         # The programs find their libraries and each other by relative paths, so the packages' layout is kept.
         package = programs.parents[1]
-        copy = self._temporary_folder()
+        copy = self._temporary = Path(tempfile.mkdtemp(prefix="postgres-"))
+        assert self._owner is not None
+        os.chown(copy, self._owner, self._owner)
         for source in (package, package.with_name(package.name + ".libs")):
             shutil.copytree(source, copy / source.name, ignore=shutil.ignore_patterns("include", "*.py"))
         return copy / programs.relative_to(package.parent)
-
-    def _reachable_data(self) -> Path:
-        data = self._folder / "data"
-        data.mkdir(mode=0o700, exist_ok=True)
-        if self._owner is None:
-            return data
-        os.chown(data, self._owner, self._owner)
-        if not self._reaches(data):
-            data.rmdir()
-            data = self._temporary_folder() / "data"
-            data.mkdir(mode=0o700)
-            os.chown(data, self._owner, self._owner)
-        return data
-
-    def _temporary_folder(self) -> Path:
-        if not self._temporary:
-            self._temporary = Path(tempfile.mkdtemp(prefix="postgres-"))
-            self._temporary.chmod(0o755)
-        return self._temporary
 
     def _reaches(self, path: Path) -> bool:
         if self._owner is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.system.spawning import PORTS, base_environment, end, free_port, spawn, wait_until
+from tests.system.spawning import PORTS, base_environment, end, free_port, make_private, spawn, wait_until
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 AMQP_GREETING = b"AMQP\x00\x00\x09\x01"  # AMQP 0-9-1 specification, 4.2.2
@@ -27,7 +27,7 @@ class ErlangNetwork:
         """Start epmd, unless it runs."""
         if self._process and self._process.poll() is None:
             return
-        self.home.mkdir(parents=True, exist_ok=True)
+        make_private(self.home)
         cookie = self.home / ".erlang.cookie"
         if not cookie.exists():
             cookie.touch(0o600)
@@ -85,7 +85,7 @@ class RabbitMQ:
         """Start the node, on the data that it had, and wait (up to `timeout` seconds) until it serves AMQP."""
         if not PROGRAMS.is_dir():
             raise RuntimeError(f"RabbitMQ is not installed ({PROGRAMS} is missing): tests/system/bootstrap.sh rabbitmq")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder)
         self._write_configuration()
         self.network.start()
         self._process = spawn([PROGRAMS / "rabbitmq-server"], self._environment(), self.log_file, folder=self.folder)
@@ -154,8 +154,10 @@ class RabbitMQ:
         ]
         if self.management_port:
             lines += [f"management.tcp.port = {self.management_port}", "management.tcp.ip = 127.0.0.1"]
-        (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
-        (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n" if self.management_port else "[].\n")
+        plugins = "[rabbitmq_management].\n" if self.management_port else "[].\n"
+        for name, text in {"rabbitmq.conf": "\n".join(lines) + "\n", "enabled_plugins": plugins}.items():
+            (self.folder / name).touch(0o600)
+            (self.folder / name).write_text(text)
 
     def _environment(self) -> dict[str, str]:
         folder = str(self.folder)

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / ".local"
 
 PR_SET_PDEATHSIG = 1
+PRIVATE = 0o077
+"""The umask that leaves nothing to the group and to others."""
 
 _libc = ctypes.CDLL(None)
 # The kernel takes the end of the *thread* that forked for the parent's death, so one thread that lives as long as
@@ -37,12 +39,16 @@ def spawn(
     death_signal: signal.Signals = signal.SIGKILL,
     user: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own, so that Ctrl-C reaches only us; it gets `death_signal` if we die."""
+    """Start a program in a session of its own, so that Ctrl-C reaches only us; it gets `death_signal` if we die.
+
+    What it writes, its log too, is for its user alone: it may hold other people's passwords.
+    """
 
     def tie_to_parent() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, int(death_signal))
 
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    make_private(log_file.parent)
+    log_file.touch(0o600)
     with log_file.open("ab") as log:
         return _spawner.submit(
             subprocess.Popen,
@@ -53,11 +59,18 @@ def spawn(
             stdout=log,
             stderr=log,
             start_new_session=True,
+            umask=PRIVATE,
             preexec_fn=tie_to_parent,
             user=user,
             group=user,
             extra_groups=None if user is None else [],
         ).result()
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner can look into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
 
 
 def base_environment() -> dict[str, str]:

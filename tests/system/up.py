@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 
-from tests.system.spawning import LOCAL, ROOT, last_lines
+from tests.system.spawning import LOCAL, ROOT, last_lines, make_private
 from tests.system.system import Plan, System, running, taken_ports
 
 FOLDER = LOCAL / "up"
@@ -39,7 +39,7 @@ def up() -> int:
     if taken := taken_ports(ports):
         print(f"cannot start: {'; '.join(taken)}", file=sys.stderr)
         return 1
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    make_private(FOLDER)
     print("starting", flush=True)
     with SUPERVISOR_LOG.open("wb") as log_file:
         supervisor = subprocess.Popen(
