@@ -1,7 +1,9 @@
 """The client of service A: one call, one outcome, never an exception."""
 
 import asyncio
+import math
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -11,12 +13,15 @@ from yarl import URL
 
 from configurator import metrics
 from configurator.answers import classify, parse_retry_after, read
+from configurator.connections import Answer, Request, open_socket
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from runtime.clock import now
 
 log = structlog.stdlib.get_logger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 10.0
+REACH_SECONDS = 10.0
+"""A request whose bytes have not reached A by then must never do so."""
 PROBE_SECONDS = 1.0
 KEEPALIVE_SECONDS = 3.0
 """Shorter than any server's: a call sent into a connection that A is closing has an unknown outcome."""
@@ -25,12 +30,18 @@ KEEPALIVE_SECONDS = 3.0
 class ServiceA:
     """Service A over HTTP. Of `reachable` and `unreachable` one is set: could the last connection be made?"""
 
-    def __init__(self, url: str, probe_seconds: float = PROBE_SECONDS) -> None:
+    def __init__(self, url: str, *, probe_seconds: float = PROBE_SECONDS, reach_seconds: float = REACH_SECONDS) -> None:
         self._url = URL(url)
         self._probe_seconds = probe_seconds
         self._path = f"{url}/api/v1/equipment/cpe/"
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
+            connector=aiohttp.TCPConnector(
+                limit=0,
+                keepalive_timeout=KEEPALIVE_SECONDS,
+                socket_factory=partial(open_socket, reach_seconds=reach_seconds),
+            ),
+            request_class=Request,
+            response_class=Answer,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
@@ -80,7 +91,11 @@ class ServiceA:
                     "X-Attempt": str(task.attempt),
                 },
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=task.time_limit_seconds, sock_connect=CONNECT_TIMEOUT_SECONDS),
+                timeout=aiohttp.ClientTimeout(
+                    total=task.time_limit_seconds,
+                    sock_connect=CONNECT_TIMEOUT_SECONDS,
+                    ceil_threshold=math.inf,  # Otherwise what is over 5 s ends at a whole second of the loop's time.
+                ),
             ) as response:
                 body = await read(response)
                 kind, reason = classify(response.status, body)

@@ -71,14 +71,16 @@ class FakeA:
     """The server, its ledger of calls, and what each device's next calls get.
 
     `script[serial]` is used up call by call; then `default` answers. `delay`: how long A works on every call.
+    `listening`: a socket to be used once, instead of a free port of this host.
     """
 
-    def __init__(self, delay: float = 0) -> None:
+    def __init__(self, delay: float = 0, listening: socket.socket | None = None) -> None:
         self.delay = delay
         self.default = answer()
         self.script: defaultdict[str, deque[Behaviour]] = defaultdict(deque)
         self.ledger: list[Work] = []
         self.port = free_port()
+        self._listening = listening
         self._runner: web.AppRunner | None = None
         self._working: set[asyncio.Task[web.StreamResponse]] = set()
 
@@ -93,8 +95,10 @@ class FakeA:
         app.router.add_post("/api/v1/equipment/cpe/{id}", self._configure)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096, reuse_address=True)
-        await site.start()
+        if self._listening:
+            await web.SockSite(self._runner, self._listening).start()
+        else:
+            await web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096, reuse_address=True).start()
 
     async def stop(self) -> None:
         """Refuse connections and break those that are open; the work on the devices goes on."""

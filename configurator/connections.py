@@ -1,0 +1,66 @@
+"""The connections to service A. One that is given up is reset: its request must not reach A when nobody waits for it.
+
+Closing alone leaves what A has not acknowledged with the kernel, which goes on sending it for minutes.
+"""
+
+import asyncio
+import socket
+import struct
+import sys
+
+import aiohttp
+from aiohttp.connector import Connection
+from typing_extensions import override
+
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER of a connection that ends with a reset: the kernel forgets what it would send again (socket(7))."""
+CLOSE = struct.pack("ii", 0, 0)
+"""SO_LINGER of one that ends as usual."""
+
+
+def open_socket(address: aiohttp.AddrInfoType, reach_seconds: float) -> socket.socket:
+    """Make a socket that breaks when what was sent is not acknowledged within `reach_seconds`.
+
+    A slow A is none of its business: its kernel acknowledges, however long A takes to answer (`TCP_USER_TIMEOUT` in
+    tcp(7), RFC 5482).
+    """
+    family, kind, protocol, *_ = address
+    opened = socket.socket(family, kind, protocol)
+    if sys.platform == "linux":
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(reach_seconds * 1000))
+    return opened
+
+
+class Answer(aiohttp.ClientResponse):
+    """An answer that knows whether all of it has come. aiohttp has no public hook for that moment."""
+
+    is_whole = False
+
+    @override
+    def _response_eof(self) -> None:
+        self.is_whole = True
+        super()._response_eof()
+
+
+class Request(aiohttp.ClientRequest):
+    """A request whose connection is reset unless the whole answer has come, whatever else ends it.
+
+    That holds from the first byte on, so that it also holds for a process that is killed.
+    """
+
+    @override
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        _set_linger(conn.transport, RESET)
+        conn.add_callback(lambda: self._end(conn.transport))  # Called before aiohttp keeps or closes the connection.
+        return await super().send(conn)
+
+    def _end(self, transport: asyncio.Transport | None) -> None:
+        if getattr(self.response, "is_whole", False):
+            _set_linger(transport, CLOSE)
+        elif transport:
+            transport.abort()
+
+
+def _set_linger(transport: asyncio.Transport | None, linger: bytes) -> None:
+    if transport:  # Until aiohttp has heard that it is lost, so that the descriptor is still this one.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
