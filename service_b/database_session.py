@@ -21,6 +21,8 @@ SESSION = {
     # A process that stands still, or a host that is gone, must not keep its locks from the others.
     "idle_in_transaction_session_timeout": "10s",
     "jit": "off",
+    # The values of a statement that fails: a task's parameters, with a password among them.
+    "log_parameter_max_length_on_error": "0",
 }
 """What our statements stand on, as PostgreSQL shows it, whatever the defaults of the role and of the database are.
 

@@ -8,10 +8,15 @@ from pathlib import Path
 import aiohttp
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
 from messaging.settings import BrokerSettings
+from service_b.database import DatabaseSettings, create_pool
+from service_b.tasks.inserts import insert
 from tests.conftest import eventually
+from tests.system.postgres import PostgreSQL
 from tests.system.processes import Process
+from tests.tasks import new_task
 
 SECRET = "hunter2-Secret"
 DEVICE = "/api/v1/equipment/cpe/ABC1234"
@@ -90,3 +95,24 @@ async def test_a_password_is_seen_nowhere(web: Process, sql: asyncpg.Connection)
     assert "storage.refused" in log
     assert "storage.unavailable" in log
     assert [text for text in [*seen, *log.splitlines()] if SECRET in text] == []
+
+
+async def test_postgresql_writes_no_password_into_its_log(own_postgres: PostgreSQL) -> None:
+    settings = DatabaseSettings(database_url=SecretStr(own_postgres.dsn()))
+    async with create_pool(settings) as pool:
+        await pool.execute("ALTER SYSTEM SET log_min_duration_statement = 0")
+        await pool.execute("SELECT pg_reload_conf()")
+        await eventually(lambda: pool.fetchval("SELECT current_setting('log_min_duration_statement') = '0'"))
+        task = new_task("ABC1234", timeout_seconds=14, parameters=json.dumps(PARAMETERS))
+        broken = new_task("ABC1234", timeout_seconds=14, parameters=json.dumps(PARAMETERS)[:-1])
+        await insert(pool, [task], grace_seconds=0, deadline_seconds=60)
+        with pytest.raises(asyncpg.DataError):
+            await insert(pool, [broken], grace_seconds=0, deadline_seconds=60)
+        await pool.execute("ALTER TABLE task ADD CONSTRAINT never CHECK (timeout_seconds <> 14) NOT VALID")
+        with pytest.raises(asyncpg.CheckViolationError):
+            await insert(pool, [task], grace_seconds=0, deadline_seconds=60)
+    log = own_postgres.log_file.read_text()
+    assert "duration: " in log
+    assert "invalid input syntax for type json" in log
+    assert 'violates check constraint "never"' in log
+    assert [line for line in log.splitlines() if SECRET in line] == []

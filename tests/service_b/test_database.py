@@ -36,6 +36,7 @@ HOSTILE = {
     "idle_in_transaction_session_timeout": "1",
     "transaction_timeout": "5s",  # Only when connected we can take it back.
     "jit": "on",
+    "log_parameter_max_length_on_error": "-1",
 }
 """Defaults that somebody may have given to a role or a database, for people or for other programs."""
 

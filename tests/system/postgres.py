@@ -20,6 +20,9 @@ from tests.system.spawning import base_environment, end, free_port, make_private
 HERE = "/proc/self/cwd"
 """The folder that a process was started in, by a name that also those can use who cannot reach it from the root."""
 
+DISCREET = ("log_error_verbosity=terse", "log_parameter_max_length=0", "log_parameter_max_length_on_error=0")
+"""The values of statements, of slow ones too, and a row that a constraint refuses stay out of the log."""
+
 
 class PostgreSQL:
     """One private server. Its data stays in `folder`, so it can be stopped or killed, and started again.
@@ -68,6 +71,7 @@ class PostgreSQL:
                 "-clisten_addresses=127.0.0.1",
                 "-cunix_socket_directories=",
                 "-cmax_connections=200",
+                *(f"-c{setting}" for setting in DISCREET),
                 *durability,
             ],
             base_environment(),
