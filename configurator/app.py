@@ -1,20 +1,16 @@
 """The configurator's process: its consumers, and health and metrics for its watchers."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 
-import structlog
 from aiohttp import web
 
 from configurator.consumers import Consumers
 from configurator.service_a import PROBE_SECONDS, ServiceA
 from configurator.settings import Settings
 from messaging.session import Session
+from runtime.background import running
 from runtime.health import add_health_routes
-from runtime.process import start_vital
-
-log = structlog.stdlib.get_logger(__name__)
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 SESSION = web.AppKey("SESSION", Session)
@@ -47,12 +43,5 @@ async def _consumers(app: web.Application, probe_seconds: float) -> AsyncIterato
         app[SESSION] = session
         app[SERVICE_A] = service_a
         consumers = Consumers(session, service_a, settings)
-        consuming = start_vital(consumers.run(), "consumers")
-        yield
-        try:
-            async with asyncio.timeout(settings.shutdown_grace_seconds):
-                await consumers.drain()
-        except TimeoutError:
-            log.error("configurator.gave_up", calls=consumers.in_flight())
-        consuming.cancel()
-        await asyncio.gather(consuming, return_exceptions=True)
+        async with running({"consumers": consumers}, stop_seconds=settings.shutdown_grace_seconds):
+            yield

@@ -47,23 +47,20 @@ class Consumers:
         self._idle.set()
 
     async def run(self) -> None:
-        """Consume until cancelled."""
+        """Consume until stopped, and every outcome is with the broker."""
+        consumers = [self._consume() for _ in range(self._settings.concurrency)]
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._take_in())
-            group.create_task(self._service_a.watch())
-            for _ in range(self._settings.concurrency):
-                group.create_task(self._consume())
+            tasks = [group.create_task(work) for work in (self._take_in(), self._service_a.watch(), *consumers)]
+            await self._stopping.wait()
+            await self._unsubscribed.wait()
+            log.info("configurator.draining", calls=len(self._jobs))
+            await self._idle.wait()
+            for task in tasks:
+                task.cancel()
 
-    async def drain(self) -> None:
-        """Take no more work, and wait until every outcome is with the broker."""
+    def stop(self) -> None:
+        """Take no more work; `run` returns when that which was taken is done."""
         self._stopping.set()
-        await self._unsubscribed.wait()
-        log.info("configurator.draining", calls=len(self._jobs))
-        await self._idle.wait()
-
-    def in_flight(self) -> int:
-        """Count the tasks taken whose outcome is not with the broker yet."""
-        return len(self._jobs)
 
     async def _take_in(self) -> None:
         async for channel in self._session:

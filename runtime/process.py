@@ -1,20 +1,13 @@
 """What each process does before its event loop starts."""
 
-import asyncio
 import gc
 import resource
-import signal
-from collections.abc import Coroutine
-from typing import Any, TypeVar
-
-import structlog
+from typing import TypeVar
 
 from runtime.logs import configure_logs
 from runtime.settings import ProcessSettings, read_settings
 
 S = TypeVar("S", bound=ProcessSettings)
-
-log = structlog.stdlib.get_logger(__name__)
 
 
 def prepare(settings_class: type[S]) -> S:
@@ -31,16 +24,3 @@ def prepare(settings_class: type[S]) -> S:
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     return settings
-
-
-def start_vital(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    """Start what the process lives for. Should it fail, the process stops, to be started again by its supervisor."""
-
-    def stop_process(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()):
-            log.critical("process.failed", task=name, exc_info=error)
-            signal.raise_signal(signal.SIGTERM)
-
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(stop_process)
-    return task

@@ -9,8 +9,8 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 
 from messaging.session import Session
+from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
-from runtime.process import start_vital
 from service_b.api import malformed, routes  # noqa: F401 - patches aiohttp
 from service_b.api.middleware import observe_and_answer
 from service_b.database import create_pool
@@ -76,17 +76,12 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
         reconciler = Reconciler(session, app[POOL], settings, settings)
         backlog = BacklogMeter(app[POOL], lambda: reconciler.leading)
         REGISTRY.register(backlog)
-        relaying = start_vital(relay.run(), "relay")
-        others = [
-            start_vital(listen(settings, app[WAKE]), "wakeup"),
-            start_vital(reconciler.run(), "reconciler"),
-            start_vital(backlog.run(), "backlog"),
-        ]
-        yield
-        relay.stop()
-        if session.current:  # Without a channel nothing is under way.
-            await asyncio.wait({relaying}, timeout=STOP_SECONDS)
-        for task in (relaying, *others):
-            task.cancel()
-        await asyncio.gather(relaying, *others, return_exceptions=True)
+        loops: dict[str, Loop] = {
+            "relay": relay,
+            "wakeup": Endless(partial(listen, settings, app[WAKE])),
+            "reconciler": Endless(reconciler.run),
+            "backlog": Endless(backlog.run),
+        }
+        async with running(loops, stop_seconds=STOP_SECONDS):
+            yield
         REGISTRY.unregister(backlog)

@@ -13,6 +13,7 @@ from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from runtime import clock
+from runtime.background import until
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS
 from service_b.tasks import claims
@@ -40,13 +41,13 @@ class Relay:
         self._pool = pool
         self._settings = settings
         self._wake = wake
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         """Relay until stopped, over one channel after the other."""
-        async for channel in self._session:
+        while channel := await until(self._stopping, anext(self._session)):
             channel.lost.add_done_callback(lambda _: self._wake.set())
-            while not channel.lost.done() and not self._stopping:
+            while not channel.lost.done() and not self._stopping.is_set():
                 try:
                     await self._relay(channel)
                 except STORAGE_ERRORS as error:
@@ -55,12 +56,10 @@ class Relay:
                 except Exception:
                     log.exception("relay.bug", retry_in=PAUSE_SECONDS)
                     await asyncio.sleep(PAUSE_SECONDS)
-            if self._stopping:
-                return
 
     def stop(self) -> None:
         """Claim nothing more; `run` returns when what is claimed has been published."""
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
 
     async def _relay(self, channel: Channel) -> None:

@@ -1,14 +1,13 @@
 """The results process: outcomes to the database, health and metrics to its watchers."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import asyncpg
 from aiohttp import web
 
 from messaging.session import Session
+from runtime.background import running
 from runtime.health import add_health_routes
-from runtime.process import start_vital
 from service_b.database import create_pool
 from service_b.results.recorder import Recorder
 from service_b.results.settings import Settings
@@ -44,11 +43,6 @@ async def _recorder(app: web.Application) -> AsyncIterator[None]:
         app[SESSION] = session
         app[POOL] = pool
         recorder = Recorder(session, pool, settings)
-        recording = start_vital(recorder.run(), "recorder")
-        yield
-        recorder.stop()
-        if session.current:  # Without a channel nothing can be acknowledged.
-            await asyncio.wait({recording}, timeout=STOP_SECONDS)
-        recording.cancel()
-        await asyncio.gather(recording, return_exceptions=True)
+        async with running({"recorder": recorder}, stop_seconds=STOP_SECONDS):
+            yield
         pool.terminate()

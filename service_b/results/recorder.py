@@ -12,6 +12,7 @@ from messaging.channel import Channel
 from messaging.deliveries import Delivery, acknowledge
 from messaging.messages import DecodeError, Outcome
 from messaging.session import Session
+from runtime.background import until
 from runtime.metrics import BATCH_SIZE
 from service_b import metrics
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS
@@ -43,7 +44,7 @@ class Recorder:
 
     async def run(self) -> None:
         """Record until stopped, over one channel after the other."""
-        async for channel in self._session:
+        while channel := await until(self._stopping, anext(self._session)):
             deliveries: Deliveries = asyncio.Queue()
             channel.lost.add_done_callback(lambda _, ended=deliveries: ended.put_nowait(None))  # type: ignore[misc]
             consumer = await channel.consume(self._settings.configured_queue, PREFETCH, deliveries.put_nowait)
@@ -54,8 +55,6 @@ class Recorder:
                 log.exception("recorder.bug")  # The channel is closed, and its messages come again.
             finally:
                 stopping.cancel()
-            if self._stopping.is_set():
-                return
 
     def stop(self) -> None:
         """Take no more; `run` returns when what was taken is recorded, or given back if the storage is away."""

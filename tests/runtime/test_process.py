@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import logging
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_aiohttp.plugin import AiohttpClient
 
-from runtime import health, process
+from runtime import health
 from runtime.health import Check, add_health_routes
 from runtime.logs import configure_logs
 from runtime.settings import ProcessSettings
@@ -248,23 +247,3 @@ async def test_unknown_routes_and_methods_make_no_labels_of_their_own(observed: 
 
 async def test_a_bug_is_counted_as_what_the_client_sees(observed: Client) -> None:
     assert await newly_counted(observed.get("/observed/abc")) == {("GET", "/observed/{code}", "500"): 1}
-
-
-async def test_a_process_that_loses_what_it_lives_for_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A web process without its relay would look healthy and accept tasks that nobody dispatches."""
-    signals: list[int] = []
-    monkeypatch.setattr(signal, "raise_signal", signals.append)
-
-    async def end(error: Exception | None) -> None:
-        await asyncio.sleep(0)
-        if error:
-            raise error
-
-    with structlog.testing.capture_logs() as logs:
-        cancelled = process.start_vital(end(None), "cancelled")
-        cancelled.cancel()
-        failed = process.start_vital(end(LookupError("a bug")), "failed")
-        await asyncio.wait({cancelled, failed, process.start_vital(end(None), "ended")})
-        await asyncio.sleep(0)
-    assert signals == [signal.SIGTERM]
-    assert [(entry["event"], entry["task"]) for entry in logs] == [("process.failed", "failed")]

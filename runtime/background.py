@@ -1,0 +1,88 @@
+"""What goes on in the background of a process: one shape for every loop, and one place where their ends are noticed."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+T = TypeVar("T")
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Loop(Protocol):
+    """Something that a process lives for."""
+
+    async def run(self) -> None:
+        """Work until stopped. It ends in no other way: its errors are its own matter."""
+
+    def stop(self) -> None:
+        """Begin nothing more; `run` returns when what has begun is finished."""
+
+
+class Endless:
+    """A loop of what may be cut off anywhere, since it leaves nothing half done."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._work = work
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until stopped."""
+        await until(self._stopping, self._work())
+
+    def stop(self) -> None:
+        """Cut the work off."""
+        self._stopping.set()
+
+
+@asynccontextmanager
+async def running(loops: Mapping[str, Loop], *, stop_seconds: float) -> AsyncIterator[None]:
+    """Run loops, by their names, while the context lasts; then stop them all, and cancel what has not ended in time.
+
+    A loop that fails, is cancelled or returns before it was stopped takes the process with it, to be started again by
+    its supervisor: a web process without its relay would look healthy and accept tasks that nobody dispatches.
+    """
+    is_stopping = False
+
+    def notice(task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if is_stopping and error is None:
+            return
+        log.critical("process.failed", loop=task.get_name(), cancelled=task.cancelled(), exc_info=error)
+        if not is_stopping:
+            signal.raise_signal(signal.SIGTERM)
+
+    tasks = {asyncio.create_task(loop.run(), name=name) for name, loop in loops.items()}
+    for task in tasks:
+        task.add_done_callback(notice)
+    try:
+        yield
+    finally:
+        is_stopping = True
+        for loop in loops.values():
+            loop.stop()
+        _, late = await asyncio.wait(tasks, timeout=stop_seconds)
+        for task in late:
+            log.error("process.gave_up", loop=task.get_name(), after_seconds=stop_seconds)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Do some work, but cancel it when told to stop: None then, otherwise its result."""
+    if stopping.is_set():
+        work.close()
+        return None
+    working = asyncio.create_task(work)
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        stopped.cancel()
+        await asyncio.gather(working, stopped, return_exceptions=True)
