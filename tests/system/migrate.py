@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from service_b.database_url import driver_url
 from tests.system.spawning import ROOT, base_environment
 
 
@@ -45,7 +46,10 @@ def single_hosts(url: str) -> list[str]:
 
 def migrate(url: str) -> None:
     """Bring a database to the newest schema; a private one is made first, and replicas may do so at the same time."""
-    *others, last = single_hosts(url)
+    try:
+        *others, last = single_hosts(driver_url(url))
+    except ValueError as error:
+        raise RuntimeError(f"DATABASE_URL {error}") from None
     for one in others:
         try:
             dbmate(one, "up")

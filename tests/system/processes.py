@@ -1,8 +1,10 @@
 """Our own processes, started as in production, with a log file each."""
 
+import json
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -16,6 +18,11 @@ Module = Literal["service_a", "service_b", "service_b.results", "configurator"]
 
 # No proxy of the developer's may stand between us and our own machine.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+SETTLED_SECONDS = 8.0
+"""A process that has missed the same for so long will go on missing it."""
+UNTRIED = "not connected yet"
+"""What it says before the broker has answered at all, which may take longer on a busy machine."""
 
 
 class Process:
@@ -57,17 +64,39 @@ class Process:
             self.wait_until_ready(timeout)
 
     def wait_until_ready(self, timeout: float = 90) -> None:
-        """Poll its health route; otherwise raise with the end of its log."""
-        wait_until(self.is_ready, self.name, timeout=timeout, process=self._running(), log_file=self.log_file)
+        """Poll its health route; otherwise raise with what it misses, or with the end of its log.
+
+        It is not waited for when it says the same again and again: a wrong password does not become right.
+        """
+        said, since = list[str](), time.monotonic()
+
+        def is_ready() -> bool:
+            nonlocal said, since
+            missing = self.missing()
+            if missing == []:
+                return True
+            if missing is None or missing != said or any(UNTRIED in phrase for phrase in missing):
+                said, since = missing or [], time.monotonic()
+            elif time.monotonic() - since > SETTLED_SECONDS:
+                raise RuntimeError(f"{self.name} is not ready: {'; '.join(missing)}")
+            return False
+
+        wait_until(is_ready, self.name, timeout=timeout, process=self._running(), log_file=self.log_file)
 
     def is_ready(self) -> bool:
         """Whether it says that it can do its work (service A: that it lives)."""
+        return self.missing() == []
+
+    def missing(self) -> list[str] | None:
+        """What it says that it misses, nothing when it is ready; None while it does not answer."""
         path = "/health/live" if self.module == "service_a" else "/health/ready"
         try:
-            with _opener.open(self.url + path, timeout=5) as response:
-                return bool(response.status == 200)
-        except (OSError, urllib.error.HTTPError):
-            return False
+            with _opener.open(self.url + path, timeout=5):
+                return []
+        except urllib.error.HTTPError as error:
+            return list(json.load(error)["missing"])
+        except OSError:
+            return None
 
     def terminate(self, timeout: float = 120) -> int:
         """Ask it to stop (SIGTERM) and return its exit code; after `timeout` seconds it is killed (-9)."""

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,7 +57,9 @@ def up() -> int:
         print(line.decode(), end="", flush=True)
         ready = True
     if not ready:
-        print(last_lines(SUPERVISOR_LOG), file=sys.stderr)
+        steps = re.compile(r"\d\d:\d\d:\d\d ")
+        why = [line for line in last_lines(SUPERVISOR_LOG).splitlines() if not steps.match(line)]
+        print("cannot start:", *why, sep="\n", file=sys.stderr)
     return 0 if ready else 1
 
 
