@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 
+from configurator.redaction import redact
 from messaging.messages import OutcomeKind
 
 MAX_ANSWER_BYTES = 64 * 1024
@@ -67,8 +68,11 @@ def _inflate(body: bytes, formats: list[int]) -> bytes:
     return b""
 
 
-def classify(status: int, body: bytes) -> tuple[OutcomeKind, str]:
-    """Read an answer: only A's own JSON (`code` as the HTTP status) counts as an answer of A's."""
+def classify(status: int, body: bytes, parameters: str) -> tuple[OutcomeKind, str]:
+    """Read an answer: only A's own JSON (`code` as the HTTP status) counts as an answer of A's.
+
+    The reason holds what A says, without the values of `parameters` (JSON text) that it may quote.
+    """
     if status in (429, 503):
         return OutcomeKind.UNAVAILABLE, f"service A answered {status}"
     try:
@@ -78,12 +82,8 @@ def classify(status: int, body: bytes) -> tuple[OutcomeKind, str]:
     if not isinstance(answer, dict) or type(answer.get("code")) is not int or answer["code"] != status:
         return OutcomeKind.UNKNOWN, f"not an answer of service A: HTTP {status}"
     message = answer.get("message")
-    said = (
-        (message if isinstance(message, str) else "")
-        .encode(errors="replace")
-        .decode()
-        .replace("\x00", "\ufffd")[:MAX_REASON]
-    )
+    said = redact(message, parameters, MAX_REASON) if isinstance(message, str) else ""
+    said = said.encode(errors="replace").decode().replace("\x00", "\ufffd")
     return ANSWERS.get(status, OutcomeKind.UNKNOWN), f"{status} {said}"
 
 

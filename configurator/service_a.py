@@ -98,7 +98,7 @@ class ServiceA:
                 ),
             ) as response:
                 body = await read(response)
-                kind, reason = classify(response.status, body)
+                kind, reason = classify(response.status, body, task.parameters)
                 return kind, reason, parse_retry_after(response.headers, datetime.now(UTC))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self.reachable.clear()

@@ -6,6 +6,7 @@ import tracemalloc
 import zlib
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
@@ -14,14 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configurator import answers
 from configurator.answers import (
     MAX_ANSWER_BYTES,
     MAX_RETRY_AFTER_SECONDS,
-    classify,
     decompress,
     parse_retry_after,
 )
 from messaging.messages import Outcome, OutcomeKind
+
+classify = partial(answers.classify, parameters="{}")
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

@@ -271,6 +271,24 @@ async def test_a_gets_the_task_as_its_client_wrote_it_and_knows_the_attempt(
     assert json.dumps(work.body) == json.dumps({"timeoutInSeconds": 14, "parameters": parameters})
 
 
+async def test_a_text_of_as_that_quotes_the_parameters_is_told_without_them(
+    start: Start, wire: Wire, fake_a: FakeA
+) -> None:
+    said = "password 'hunter2' of 'admin' in \"käse\\u00e9\" is too short" + "." * 280 + "hunter2"
+    fake_a.default = answer(422, json.dumps({"code": 422, "message": said}))
+    app = await start()
+    task = _task(username="admin", password="hunter2", interfaces=[], more=[{"deep": ["käse\\u00e9"]}])
+    with capture_logs() as logs:
+        await wire.put(task)
+        (outcome,) = await wire.ends(task)
+        await app.close()
+    assert outcome.reason.startswith("422 password '***' of '***' in \"***\" is too short...")
+    assert len(outcome.reason) <= 304
+    assert "call.ended" in str(logs)
+    for secret in ("hunt", "admin", "käse"):
+        assert secret not in outcome.reason + str(logs)
+
+
 RETRY_AFTER = {
     "seconds": ("7", 7.0),
     "in the past": ("Mon, 01 Jan 2001 00:00:00 GMT", 0.0),
