@@ -11,6 +11,8 @@ import pydantic_core
 SHORTEST = 3
 """Of a shorter value there is nothing to guess that its place in the text does not tell."""
 HIDDEN = "***"
+ESCAPES = "\\%+&"
+"""One of these is in every text that holds a value otherwise than as it is."""
 
 
 def redact(text: str, parameters: str, longest: int) -> str:
@@ -18,11 +20,12 @@ def redact(text: str, parameters: str, longest: int) -> str:
 
     In this order: a value that is cut first is not found any more.
     """
+    may_be_escaped = any(mark in text for mark in ESCAPES)
     forms = {
         form
         for value in _strings(pydantic_core.from_json(parameters))
         if len(value) >= SHORTEST
-        for form in _forms(value)
+        for form in (_forms(value) if may_be_escaped else (value,))
     }
     shown: list[str] = []
     end = 0
@@ -48,8 +51,6 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _forms(value: str) -> set[str]:
     """The ways in which a value is written in a text: as it is, or escaped for JSON, Python, a URL or HTML."""
-    if value.isalnum() and value.isascii():
-        return {value}
     written = (json.dumps(value), json.dumps(value, ensure_ascii=False), repr(value))
     escaped = {
         quote(value),
