@@ -10,7 +10,7 @@ import structlog
 from aiormq.exceptions import AMQPError
 from pamqp.commands import Basic
 
-from messaging import metrics, topology
+from messaging import declaring, metrics, topology
 from messaging.asking import ask, count, describe
 from messaging.consuming import Consumer, Take
 from messaging.deliveries import Delivery
@@ -39,6 +39,8 @@ class Channel:
         patience: Patience,
     ) -> None:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        # Why a message of ours has reached no queue, until the next one does.
+        self.fault: str | None = None
         self._settings = settings
         self._patience = patience
         # aiormq's connection and its one channel: for all that is not by the hundred.
@@ -94,13 +96,14 @@ class Channel:
     ) -> list[Publication]:
         """Publish persistent messages; answer when the broker has them safe, has refused them, or cannot be asked.
 
-        `exchange` is ours unless named (`""` is the broker's default one); `reason` goes along as a header.
+        `exchange` is ours unless named; `reason` goes along as a header.
         """
         if self.lost.done() or not letters:
             return [Publication.REFUSED] * len(letters)
+        exchange = exchange or self._settings.exchange
         publications = await self._publisher.publish(
             Basic.Publish(
-                exchange=self._settings.exchange if exchange is None else exchange,
+                exchange=exchange,
                 routing_key=routing_key,
                 mandatory=mandatory,
             ),
@@ -110,7 +113,9 @@ class Channel:
             letters,
         )
         if Publication.RETURNED in publications:
-            await self._declare_again()
+            await self._declare_again(exchange, routing_key)
+        elif mandatory:
+            self.fault = None
         return publications
 
     async def dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
@@ -121,8 +126,9 @@ class Channel:
         metrics.DEAD_LETTERS.labels(queue).inc()
         log.error("amqp.dead_letter", queue=queue, reason=reason, size=len(delivery.body))
         dead = topology.dead_letter_queue(queue)
+        exchange = topology.dead_letter_exchange(self._settings.exchange)
         letter = Letter(str(uuid4()), delivery.body)
-        if await self.publish(dead, [letter], exchange="", reason=reason) != [Publication.CONFIRMED]:
+        if await self.publish(dead, [letter], exchange=exchange, reason=reason) != [Publication.CONFIRMED]:
             self.lose("dead letter not confirmed")
 
     async def consume(self, queue: str, prefetch: int, take: Take) -> str:
@@ -168,9 +174,16 @@ class Channel:
         messages, consumers = await count(self._amqp, queue, self.lose, self._patience.answer)
         return messages if consumers else None
 
-    async def _declare_again(self) -> None:
+    async def _declare_again(self, *route: str) -> None:
         """After a returned message: its queue or binding is gone. One declaration serves a whole batch of returns."""
         if self._declaring is None or self._declaring.done():
-            declaration = topology.declare(self._amqp, self._settings)
-            self._declaring = asyncio.create_task(ask("declare", declaration, self.lose))
+            self._declaring = asyncio.create_task(ask("declare", self._declare(*route), self.lose))
         await asyncio.wait({self._declaring})
+
+    async def _declare(self, exchange: str, routing_key: str) -> None:
+        try:
+            await declaring.ensure(self._connection, self._settings, returned=(exchange, routing_key))
+        except declaring.TopologyError as error:
+            # Another channel could declare no more, and this one's deliveries may be hours of work.
+            self.fault = str(error)
+            log.error("amqp.undeclared", error=self.fault)

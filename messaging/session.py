@@ -10,7 +10,7 @@ import aiormq
 import structlog
 from yarl import URL
 
-from messaging import metrics, topology
+from messaging import declaring, metrics
 from messaging.asking import describe, raise_if_cancelled
 from messaging.channel import Channel
 from messaging.patience import Patience
@@ -98,8 +98,10 @@ class Session:
 
     @property
     def unready(self) -> str | None:
-        """What a readiness check says: None while there is a channel."""
-        return None if self.current else self._trouble
+        """What a readiness check says: None while there is a channel, and what is published reaches its queue."""
+        if channel := self.current:
+            return channel.fault and f"broker: {channel.fault}"
+        return self._trouble
 
     async def _open(self, node: URL, transport: Transport) -> Channel:
         async with asyncio.timeout(self._patience.connect):
@@ -107,9 +109,9 @@ class Session:
                 node, client_properties={"connection_name": self._name}, transport_factory=transport
             )
             try:
+                await declaring.ensure(connection, self._settings)
                 amqp = await connection.channel()
                 assert isinstance(amqp, aiormq.Channel)  # noqa: S101 - aiormq promises only its abstract class.
-                await topology.declare(amqp, self._settings)
             except BaseException as error:
                 await connection.close(error)
                 raise

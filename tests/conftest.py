@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from yarl import URL
 
 from messaging.settings import BrokerSettings
-from messaging.topology import dead_letter_queue
+from messaging.topology import dead_letter_exchange, dead_letter_queue
 from service_b.database import DatabaseSettings, Pool, create_pool
 from tests.fake_a import FakeA
 from tests.system.migrate import dbmate, migrate
@@ -170,6 +170,7 @@ async def own_queues(amqp_url: str, *, heartbeat: int = 2) -> AsyncIterator[Brok
         await channel.queue_delete(queue)
         await channel.queue_delete(dead_letter_queue(queue))
     await channel.exchange_delete(settings.exchange)
+    await channel.exchange_delete(dead_letter_exchange(settings.exchange))
     await connection.close()
 
 

@@ -9,8 +9,16 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 from prometheus_client import REGISTRY
 
+from messaging import declaring
 from messaging.channel import Channel
 from messaging.settings import BrokerSettings
+
+
+async def declare(channel: AbstractChannel, settings: BrokerSettings) -> None:
+    """Make the exchanges and queues, as a process of ours does."""
+    assert isinstance(channel, aiormq.Channel)
+    assert isinstance(channel.connection, aiormq.Connection)
+    await declaring.ensure(channel.connection, settings)
 
 
 async def take(channel: AbstractChannel, queue: str) -> list[DeliveredMessage]:

@@ -23,12 +23,13 @@ from structlog.testing import capture_logs
 from configurator import service_a
 from configurator.app import create_app
 from configurator.settings import Settings
-from messaging import topology
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from messaging.settings import BrokerSettings
+from messaging.topology import dead_letter_queue
 from tests.conftest import eventually
 from tests.fake_a import Behaviour, FakeA, answer, reset, silence
 from tests.proxy import Proxy
+from tests.queues import declare
 from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
 
@@ -103,7 +104,7 @@ class Wire:
 @pytest.fixture
 async def wire(amqp: aiormq.abc.AbstractChannel, broker: BrokerSettings) -> Wire:
     """The queues, declared before the configurator starts."""
-    await topology.declare(amqp, broker)
+    await declare(amqp, broker)
     return Wire(amqp, broker)
 
 
@@ -402,7 +403,7 @@ async def test_calls_outlive_connections_closed_by_the_broker(
     await aiohttp_client(create_app(settings))
     connection = await aiormq.connect(own_rabbitmq.url)
     wire = Wire(await connection.channel(), settings)
-    await topology.declare(wire.amqp, settings)
+    await declare(wire.amqp, settings)
     tasks = _tasks(20)
     await wire.put(*tasks)
     await eventually(lambda: len(fake_a.ledger) == 20)
@@ -652,7 +653,7 @@ async def test_a_message_that_cannot_be_read_is_dead_lettered_and_the_next_one_s
     await wire.put(task)
     assert await wire.kinds(task) == [OutcomeKind.SUCCESS]
     queue = wire.broker.to_configure_queue
-    dead = await wire.amqp.basic_get(topology.dead_letter_queue(queue), no_ack=True)
+    dead = await wire.amqp.basic_get(dead_letter_queue(queue), no_ack=True)
     assert dead.body == body
     why = (dead.header.properties.headers or {})["x-reason"]
     assert isinstance(why, str)

@@ -13,7 +13,7 @@ import trustme
 from pydantic import SecretStr
 from yarl import URL
 
-from messaging import topology
+from messaging import declaring
 from messaging.channel import Channel
 from messaging.deliveries import Delivery, acknowledge
 from messaging.frames import Letter
@@ -112,13 +112,13 @@ async def test_unroutable_messages_are_refused_and_their_queue_is_declared_again
 ) -> None:
     channel = await _next(session)
     declared = []
-    declare = topology.declare
+    ensure = declaring.ensure
 
-    async def count(there: aiormq.abc.AbstractChannel, settings: BrokerSettings) -> None:
+    async def count(there: aiormq.Connection, settings: BrokerSettings, *, returned: tuple[str, str]) -> None:
         declared.append(settings)
-        await declare(there, settings)
+        await ensure(there, settings, returned=returned)
 
-    monkeypatch.setattr(topology, "declare", count)
+    monkeypatch.setattr(declaring, "ensure", count)
     await amqp.queue_delete(broker.configured_queue)
     batch = [_letter(str(number).encode()) for number in range(50)]
     assert set(await channel.publish(broker.configured_key, batch)) == {Publication.RETURNED}
@@ -446,16 +446,16 @@ async def test_whatever_aiormq_raises_costs_the_channel_and_nothing_else(
 async def test_whatever_aiormq_raises_while_it_connects_is_tried_again(
     session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    declare = topology.declare
+    ensure = declaring.ensure
     failed: list[BaseException] = []
 
-    async def fail_once(there: aiormq.abc.AbstractChannel, settings: BrokerSettings) -> None:
+    async def fail_once(there: aiormq.Connection, settings: BrokerSettings) -> None:
         if not failed:
             failed.append(error)
             raise error
-        await declare(there, settings)
+        await ensure(there, settings)
 
-    monkeypatch.setattr(topology, "declare", fail_once)
+    monkeypatch.setattr(declaring, "ensure", fail_once)
     assert await _publish(await _next(session), broker) is Publication.CONFIRMED
     assert failed
 
@@ -580,13 +580,13 @@ async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(nod
     async with Session(settings, "test", Patience(confirm=0.5)) as session:
         channel = await _next(session)
         async with _memory_alarm(node):
-            await _publish(channel, settings, b"makes the broker say so")
-            await eventually(lambda: is_blocked(channel))
+            pokes = await _until_blocked(channel)
             assert not await channel.accepts_publishes()
             waiting = asyncio.create_task(channel.unblocked())
             ended, _ = await asyncio.wait({waiting}, timeout=0.2)
             assert not ended
         await asyncio.wait_for(waiting, DEADLINE_SECONDS)
+        await asyncio.gather(*pokes)
         channel._publisher._patience = DEADLINE_SECONDS
         assert not channel.lost.done(), "a blocked connection is not a lost one"
         assert await _publish(channel, settings) is Publication.CONFIRMED
@@ -597,13 +597,24 @@ async def test_waiting_for_a_blocked_broker_ends_with_the_channel(node: RabbitMQ
     settings = _own(node, "blocked")
     async with Session(settings, "test") as session, _memory_alarm(node):
         channel = await _next(session)
-        publishing = asyncio.create_task(_publish(channel, settings))
-        await eventually(lambda: is_blocked(channel))
+        pokes = await _until_blocked(channel)
         waiting = asyncio.create_task(channel.unblocked())
         channel.lose("test")
         await asyncio.wait_for(waiting, DEADLINE_SECONDS)
         await channel.close()
-        await publishing
+        await asyncio.gather(*pokes)
+
+
+async def _until_blocked(channel: Channel) -> list[asyncio.Task[bool]]:
+    """The broker says that it is short of memory only to those who publish, and not at once."""
+    pokes: list[asyncio.Task[bool]] = []
+
+    def poke() -> bool:
+        pokes.append(asyncio.create_task(channel.accepts_publishes()))
+        return is_blocked(channel)
+
+    await eventually(poke, every=0.2)
+    return pokes
 
 
 @asynccontextmanager

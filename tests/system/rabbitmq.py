@@ -8,11 +8,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from messaging.settings import BrokerSettings
 from tests.system.spawning import PORTS, base_environment, end, free_port, make_private, spawn, wait_until
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 AMQP_GREETING = b"AMQP\x00\x00\x09\x01"  # AMQP 0-9-1 specification, 4.2.2
 LOOPBACK_ONLY = "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
+
+
+RIGHTS = {
+    "web": ("", "{exchange}", ""),
+    "results": ("", "{exchange}\\.dead", "{configured}"),
+    "configurator": ("", "{exchange}(\\.dead)?", "{to_configure}"),
+}
+"""The README's table: what a process may configure, write and read where somebody else has declared the topology."""
 
 
 class ErlangNetwork:
@@ -130,6 +139,15 @@ class RabbitMQ:
         if done.returncode:
             raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stderr or done.stdout}")
         return done.stdout
+
+    def grant(self, user: str, settings: BrokerSettings) -> None:
+        """Let a user do what its process (`web`, `results`, `configurator`) needs under these names, and no more."""
+        names = {
+            "exchange": settings.exchange,
+            "to_configure": settings.to_configure_queue,
+            "configured": settings.configured_queue,
+        }
+        self.ctl("set_permissions", user, *(f"^{right.format(**names)}$" for right in RIGHTS[user]))
 
     def __enter__(self) -> Self:
         try:

@@ -13,9 +13,9 @@ from aiormq.abc import AbstractChannel
 from structlog.testing import capture_logs
 from yarl import URL
 
-from messaging import topology
 from messaging.messages import Outcome, OutcomeKind
 from messaging.settings import BrokerSettings
+from messaging.topology import dead_letter_queue
 from service_b.database import DatabaseSettings
 from service_b.results import app, recorder
 from service_b.results.app import create_app
@@ -23,7 +23,7 @@ from service_b.results.settings import Settings
 from service_b.tasks import claims
 from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.proxy import Proxy
-from tests.queues import count_ready, metric, send, take
+from tests.queues import count_ready, declare, metric, send, take
 from tests.tasks import accept, row, states
 
 DEVICES = [f"DEVICE{number:02}" for number in range(40)]
@@ -37,7 +37,7 @@ def _limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 async def queues(amqp: AbstractChannel, broker: BrokerSettings) -> None:
-    await topology.declare(amqp, broker)
+    await declare(amqp, broker)
 
 
 @asynccontextmanager
@@ -160,7 +160,7 @@ async def test_what_cannot_be_read_or_stored_goes_to_the_dead_letters_and_its_ne
         await ended(sql, [*ids[:7], *ids[8:]], "success")
         await eventually(lambda: metric("amqp_dead_letters_total", queue=broker.configured_queue) == dead + 3)
     assert await states(sql, [ids[7]]) == ["dispatched"], "the reconciler ends it"
-    letters = await take(amqp, topology.dead_letter_queue(broker.configured_queue))
+    letters = await take(amqp, dead_letter_queue(broker.configured_queue))
     assert {message.body for message in letters} == {bodies[7], b"garbage", b'{"v":2}'}
     reasons = sorted(str((message.header.properties.headers or {})["x-reason"]) for message in letters)
     assert "refused: " in reasons[1] or "refused: " in reasons[2]
