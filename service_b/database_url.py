@@ -66,9 +66,12 @@ def driver_url(text: str) -> str:
         login, _, hosts = url.netloc.rpartition("@")
         if url.scheme not in ("postgresql", "postgres") or "@" in login:
             raise ValueError
-        for host in hosts.split(","):
-            _ = urlsplit(f"//{host}").port
         options = parse_qsl(url.query, strict_parsing=bool(url.query))
+        also = dict(options)
+        for host in f"{hosts},{also.get('host', '')}".split(","):
+            _ = urlsplit(f"//{host}").port
+        for port in also.get("port", "0").split(","):
+            int(port)
     except ValueError:
         raise ValueError(SHAPE) from None
     kept = [(name, value) for name, value in options if not _is_left_out(name, value)]

@@ -208,7 +208,14 @@ def test_what_cannot_be_honoured_is_refused_at_start(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://admin:{}@localhost/test?sslmode", "postgresql://admin:a@{}@localhost/test", "mysql://{}@a"]
+    "url",
+    [
+        "postgresql://admin:{}@localhost/test?sslmode",
+        "postgresql://admin:a@{}@localhost/test",
+        "postgresql:///test?host=localhost:{}",
+        "postgresql:///test?host=localhost&port={}",
+        "mysql://{}@a",
+    ],
 )
 def test_a_url_of_another_shape_is_refused_at_start(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("DATABASE_URL", url.format(SECRET))
