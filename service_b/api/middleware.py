@@ -12,6 +12,9 @@ from service_b.api.errors import ApiError
 
 log = structlog.stdlib.get_logger(__name__)
 
+MESSAGES = {413: "Request Entity Too Large"}
+"""Python 3.13 gave this code another name; a client reads the same words from every version."""
+
 
 @web.middleware
 async def observe_and_answer(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -27,7 +30,8 @@ async def observe_and_answer(request: web.Request, handler: Handler) -> web.Stre
         response = json_error(error.code, error.body(), error.headers)
     except web.HTTPException as error:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-        response = json_error(error.status, {"code": error.status, "message": error.reason}, headers)
+        message = MESSAGES.get(error.status, error.reason)
+        response = json_error(error.status, {"code": error.status, "message": message}, headers)
     except Exception:
         log.exception("http.bug", method=request.method, route=str(request.match_info.route.resource))
         response = json_error(ApiError.code, ApiError().body())
