@@ -5,7 +5,6 @@ Like the real one it goes on working on a device after its caller has gone.
 
 import asyncio
 import socket
-import struct
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from tests.proxy import reset as reset_connection
 from tests.system.spawning import free_port
 
 
@@ -54,9 +54,7 @@ def reset() -> Behaviour:
         transport = request.transport
         if transport is None:  # The caller has gone already.
             return web.Response()
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
+        reset_connection(transport)
         return web.Response()
 
     return behave

@@ -1,7 +1,9 @@
 """A bad network for tests: a TCP proxy that goes silent, grows slow and breaks on demand."""
 
 import asyncio
+import socket
 import ssl
+import struct
 from typing import Self
 
 from tests.system.spawning import free_port
@@ -14,15 +16,26 @@ Chunk = tuple[float, bytes]
 """When it may arrive, in the loop's time, and what; no bytes are the end of the stream."""
 
 
+def reset(transport: asyncio.BaseTransport) -> None:
+    """Break a connection so that its other side sees a reset, no end."""
+    linger = struct.pack("ii", 1, 0)
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    assert isinstance(transport, asyncio.WriteTransport)
+    transport.abort()
+
+
 class Proxy:
     """Forwards connections from a loopback port of its own to `target_host:target_port`; with `tls`, ends TLS there.
 
     A black hole drops nothing by itself: what is sent into it arrives when it is lifted, or never, if `cut` comes
-    first. Neither side notices a black hole but by the silence; both notice a cut.
+    first. Neither side notices a black hole but by the silence; both notice a cut. Who ends a connection still has
+    delivered what was sent before; who resets it takes that back, as from a kernel that would have sent it again.
     """
 
     def __init__(self, target_host: str, target_port: int, tls: ssl.SSLContext | None = None) -> None:
         self.url_port = free_port()
+        self.resets = 0
+        """How many connections one of their sides has reset."""
         self._tls = tls
         self._target = target_host, target_port
         self._delay = 0.0
@@ -93,8 +106,11 @@ class Proxy:
                 pumps.create_task(self._pump(reader, target_writer))
                 pumps.create_task(self._pump(target_reader, writer))
         except* OSError:
+            self.resets += 1
+            await self._passing.wait()  # The other side does not hear of it before.
             for broken in writers:
-                broken.transport.abort()
+                if not broken.is_closing():
+                    reset(broken.transport)
         finally:
             for ended in writers:
                 ended.close()

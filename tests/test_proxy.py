@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from tests.conftest import eventually
-from tests.proxy import Proxy
+from tests.proxy import Proxy, reset
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,6 +75,59 @@ async def test_a_cut_breaks_connections_and_loses_what_the_black_hole_held(proxy
     writer.write(b"kept")
     assert await again.readexactly(4) == b"KEPT"
     writer.close()
+
+
+async def test_a_reset_goes_through(proxy: Proxy) -> None:
+    reader, writer = await _connect(proxy)
+    writer.write(b"a")
+    assert await reader.readexactly(1) == b"A"
+    reset(writer.transport)
+    await eventually(lambda: proxy.connections == 0)
+
+
+@pytest.mark.parametrize("held", ["in a black hole", "by a delay", "before it is connected"])
+@pytest.mark.parametrize("taken_back", [True, False])
+async def test_what_is_held_arrives_after_an_end_but_not_after_a_reset(held: str, taken_back: bool) -> None:
+    ended: asyncio.Future[bytes | str] = asyncio.get_running_loop().create_future()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            ended.set_result(await reader.read())
+        except ConnectionResetError:
+            ended.set_result("reset")
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    async with server, Proxy("127.0.0.1", server.sockets[0].getsockname()[1]) as proxy:
+        if held == "before it is connected":
+            proxy.blackhole(True)
+        _, writer = await _connect(proxy)
+        await eventually(lambda: proxy.connections == 1)
+        proxy.blackhole(held != "by a delay")
+        proxy.delay(0.3 if held == "by a delay" else 0)
+        writer.write(b"sent")
+        if taken_back:
+            reset(writer.transport)
+            if held == "before it is connected":
+                await eventually(lambda: all(side.is_closing() for side in proxy._writers))
+            else:
+                await eventually(lambda: proxy.resets == 1)
+        else:
+            writer.close()
+        proxy.blackhole(False)
+        assert await ended == ("reset" if taken_back else b"sent")
+
+
+async def test_a_black_hole_tells_nobody_of_a_reset_before_it_is_lifted(proxy: Proxy) -> None:
+    reader, writer = await _connect(proxy)
+    writer.write(b"a")
+    assert await reader.readexactly(1) == b"A"
+    proxy.blackhole(True)
+    reset(writer.transport)
+    await eventually(lambda: proxy.resets == 1)
+    assert proxy.connections == 1
+    proxy.blackhole(False)
+    await eventually(lambda: proxy.connections == 0)
 
 
 async def test_a_delay_is_added_to_each_direction(proxy: Proxy) -> None:

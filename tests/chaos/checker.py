@@ -18,6 +18,7 @@ VIOLATIONS = {
     "unfounded": "a task's final status is not what service A answered for it",
     "overlapping": "service A's calls for one device overlap",
     "attempt called twice": "service A was called twice for the same attempt",
+    "late": "a call reached service A after it was given up",
     "called after the end": "service A was called for a task that had ended",
     "repeated": "service A was called again although its answer had reached us",
     "order": "a device's tasks were not taken in the order of acceptance",
@@ -49,8 +50,6 @@ class Verdict:
     stored: int = 0
     calls: int = 0
     repeated_calls: int = 0
-    late_calls: int = 0
-    """Calls that reached A after the limit: outside the promise."""
     reads: int = 0
     finished: dict[str, int] = field(default_factory=dict)
     """How many tasks ended in which code, and in error for which reason."""
@@ -63,11 +62,16 @@ class Verdict:
 
 @dataclass(slots=True)
 class Call:
-    """One call that A saw. `end`: when A let go of the device, or the limit had passed; `limit`: when that was."""
+    """One call that A saw.
+
+    `sent`: when its caller began; `limit`: when its caller gave it up; `begin`: when it reached A; `end`: when A let go
+    of the device, or the limit had passed; `code` and `answered`: what A said, and when.
+    """
 
     device: str
     task: str
     attempt: int
+    sent: float
     begin: float
     end: float
     limit: float
@@ -96,6 +100,7 @@ def check(history: Sequence[Event]) -> Verdict:
     found += _check_ends(rows, changes, calls)
     found += _check_overlaps(calls)
     found += _check_attempts(calls, rows, changes)
+    found += _check_late(calls, _standstills(events))
     if events["run"] and events["run"][0].get("once"):
         found += _check_repeats(calls)
     found += _check_order(events, rows, changes, calls)
@@ -104,7 +109,6 @@ def check(history: Sequence[Event]) -> Verdict:
         found.append(Violation("bug", bug["t"], "", bug["line"][:300]))
     called = Counter(call.task for call in calls)
     verdict.repeated_calls = sum(count - 1 for count in called.values())
-    verdict.late_calls = sum(call.is_late for call in calls)
     verdict.finished = dict(Counter(str(row["code"]) for row in rows.values()))
     verdict.errors = dict(Counter(row["reason"] or "?" for row in rows.values() if row["status"] == "error"))
     found.sort(key=lambda violation: violation.at)
@@ -125,7 +129,7 @@ def _calls(events: dict[str, list[Event]]) -> list[Call]:
         # The promise holds as long as A answers within the limit: what outlasts it counts until then.
         given_up = event["sent"] + limit
         end = min([given_up - CLOCK_SLACK_SECONDS, *(time for time in killed if time >= begin)])
-        call = Call(event["device"], event["task"], event["attempt"], begin, end, given_up)
+        call = Call(event["device"], event["task"], event["attempt"], event["sent"], begin, end, given_up)
         open_calls[event["call"]] = call  # A restarted A numbers anew; those before it have ended.
         calls.append(call)
     return calls
@@ -220,6 +224,24 @@ def _check_attempts(
                 late = call.begin - change["t"]
                 yield Violation("called after the end", call.begin, call.task, f"attempt {call.attempt}: {late:.3f} s")
                 break
+
+
+def _standstills(events: dict[str, list[Event]]) -> list[tuple[float, float]]:
+    """List the times in which a caller of A, or A itself, was paused."""
+    found = []
+    for event in events["paused"]:
+        if event["name"].startswith(("configurator", "service_a")):
+            ends = [end["t"] for end in events["resumed"] if end["name"] == event["name"] and end["t"] >= event["t"]]
+            found.append((event["t"], min(ends, default=math.inf)))
+    return found
+
+
+def _check_late(calls: Sequence[Call], standstills: Sequence[tuple[float, float]]) -> Iterable[Violation]:
+    """What its caller has given up must not reach A. Only a process that stood still on the way is excused."""
+    for call in calls:
+        late = call.begin - call.limit - CLOCK_SLACK_SECONDS
+        if late > 0 and not any(began <= call.begin and call.sent <= ended for began, ended in standstills):
+            yield Violation("late", call.begin, call.task, f"{call.device}: attempt {call.attempt}, {late:.3f} s")
 
 
 def _check_repeats(calls: Sequence[Call]) -> Iterable[Violation]:

@@ -72,6 +72,7 @@ PURGED = Scenario("purged queue", "purge to_configure,purge to_configure", ["--c
 SWAMPED = Scenario("more work than consumers", "poison", ["--seconds", "45", "--concurrency", "2", "--rate", "90"])
 HASTY = Scenario("short deadlines", "a hangs", ["--seconds", "8", "--deadline", "2"])
 HANGING = Scenario("a hangs", "a hangs", ["--seconds", "8"])
+SILENT = Scenario("a silent network before a", ",".join(["black hole configurator-a"] * 3), ["--seconds", "7"])
 WEB_DIES = Scenario("database and web die", "kill database,cut after commit web-database,kill web,kill database")
 
 FORGET = """    import random
@@ -211,6 +212,13 @@ MUTANTS = (
         [("hold = task.time_limit_seconds + self._settings.lateness_seconds", "hold = 0.0")],
         KILLED,
         frozenset({"overlapping"}),
+    ),
+    Mutant(
+        "a call that is given up is closed, not reset",
+        "configurator/connections.py",
+        [("        _set_linger(conn.transport, RESET)\n", "        _set_linger(conn.transport, CLOSE)\n")],
+        SILENT,
+        frozenset({"late"}),
     ),
     Mutant(
         "answered before it is stored",

@@ -68,10 +68,17 @@ class ServiceA:
             end(self._process, signal.SIGKILL, timeout=10)
             self._history.write("a.killed")
 
-    def signal(self, number: signal.Signals) -> None:
-        """Pause it or let it go on."""
+    def pause(self) -> None:
+        """Make it stand still. What its kernel has taken for it meanwhile it begins late."""
         if self._process:
-            self._process.send_signal(number)
+            self._history.write("paused", name="service_a")
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        if self._process:
+            self._process.send_signal(signal.SIGCONT)
+            self._history.write("resumed", name="service_a")
 
     @property
     def is_running(self) -> bool:
@@ -223,6 +230,16 @@ class Rig:
         """All of our processes."""
         return [process for processes in self.processes.values() for process in processes]
 
+    def pause(self, process: Process) -> None:
+        """Make a process of ours stand still."""
+        self.history.write("paused", name=process.name)
+        process.pause()
+
+    def resume(self, process: Process) -> None:
+        """Let it go on."""
+        process.resume()
+        self.history.write("resumed", name=process.name)
+
     def kill(self, process: Process) -> None:
         """SIGKILL a process of ours."""
         self.dead.add(process)
@@ -242,7 +259,7 @@ class Rig:
                 self.dead.add(process)
                 self.revive(process)
             else:
-                process.resume()
+                self.resume(process)
         self.network.heal()
         await self.service_a.behave("answer", 0)
 
