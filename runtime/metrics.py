@@ -1,7 +1,10 @@
-"""What batchers count."""
+"""What batchers and connections count."""
 
-from prometheus_client import Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 BATCH_SIZE = Histogram(
     "batch_size", "Items per flush", ["batch"], buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 )
+CONNECTIONS = Gauge("http_connections", "Connections of clients that are open")
+DROPPED = Counter("http_connections_dropped", "Connections that were ended before their client ended them", ["reason"])
+MALFORMED = Counter("http_malformed", "Requests that were no HTTP")

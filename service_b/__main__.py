@@ -1,27 +1,20 @@
 """`python -m service_b`: the web process."""
 
-import uvloop
-from aiohttp import web
-
 from runtime.process import prepare
+from runtime.serving import Address, serve
 from service_b.app import create_app
 from service_b.settings import Settings
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT. Several processes may share one port."""
+    """Serve until SIGTERM or SIGINT."""
     settings = prepare(Settings)
-    web.run_app(
+    serve(
         create_app(settings),
-        host=settings.app_host,
-        port=settings.app_port,
-        reuse_port=True,
-        backlog=4096,
-        shutdown_timeout=10,
-        access_log=None,
-        print=None,
-        auto_decompress=False,  # A compressed body is refused; aiohttp would log a traceback of one that is broken.
-        loop=uvloop.new_event_loop(),
+        Address(settings.app_host, settings.app_port, "APP_PORT", is_shared=settings.reuse_port),
+        watchers=Address(settings.health_host, settings.health_port, "HEALTH_PORT") if settings.health_port else None,
+        keepalive_seconds=settings.keepalive_seconds,
+        max_connections=settings.max_connections,
     )
 
 

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from messaging.session import Session
 from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
-from service_b.api import malformed, routes  # noqa: F401 - patches aiohttp
+from service_b.api import routes
 from service_b.api.middleware import observe_and_answer
 from service_b.database import create_pool
 from service_b.maintenance.backlog import BacklogMeter
@@ -43,7 +43,7 @@ def create_app(settings: Settings) -> web.Application:
         return await readiness.unready(app[POOL])
 
     # The broker is not asked: without it tasks are accepted all the same.
-    add_health_routes(app, storage)
+    add_health_routes(app, storage, port=settings.health_port)
     return app
 
 

@@ -8,10 +8,17 @@ from service_b.database import DatabaseSettings
 
 
 class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
-    """`service_a_grace_seconds` is what service A needs besides the time that it waits for the device."""
+    """`service_a_grace_seconds` is what service A needs besides the time that it waits for the device.
+
+    Several processes share one port only with `reuse_port`, so that none does so by mistake. `max_connections` is by
+    default, and at most, what the descriptors allow.
+    """
 
     app_name: str = "SERVICE_B"
     app_host: OwnHost = "0.0.0.0"
     app_port: Port = 7776
+    reuse_port: bool = False
+    keepalive_seconds: float = Field(75, gt=0, le=86400, allow_inf_nan=False)
+    max_connections: int | None = Field(None, ge=1)
     service_a_grace_seconds: float = Field(75, ge=0, le=86400, allow_inf_nan=False)
     task_deadline_seconds: float = Field(86400, gt=0, le=31_536_000, allow_inf_nan=False)

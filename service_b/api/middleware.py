@@ -6,8 +6,8 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from runtime.answers import json_error
 from runtime.http import observe
-from service_b.api.answers import json_error
 from service_b.api.errors import ApiError
 
 log = structlog.stdlib.get_logger(__name__)

@@ -1,6 +1,7 @@
 """The HTTP API of the facade."""
 
 import asyncio
+import json
 import re
 from collections.abc import Awaitable
 from typing import TypeVar
@@ -8,7 +9,7 @@ from typing import TypeVar
 from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
 
-from service_b.api.answers import JsonAnswer, json_error
+from runtime.answers import Answer, json_error
 from service_b.api.bodies import parse_request, parse_serial
 from service_b.api.errors import (
     RETRY_AFTER_SECONDS,
@@ -48,7 +49,7 @@ def add_routes(router: web.UrlDispatcher) -> None:
 
 async def tell_name(request: web.Request) -> web.StreamResponse:
     """Tell who answers."""
-    return web.json_response(f"{request.app[APP_NAME]} - v1")
+    return Answer(200, json.dumps(f"{request.app[APP_NAME]} - v1").encode())
 
 
 async def create_task(request: web.Request) -> web.StreamResponse:
@@ -59,7 +60,7 @@ async def create_task(request: web.Request) -> web.StreamResponse:
     wanted = parse_request(await _read(request))
     submission = request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters)
     name = str(await _from_storage(submission))
-    return JsonAnswer(
+    return Answer(
         200,
         b'{"code":200,"taskId":"%s"}' % name.encode(),
         {"Location": f"/api/v1/equipment/cpe/{serial}/task/{name}"},
@@ -77,10 +78,10 @@ async def tell_status(request: web.Request) -> web.StreamResponse:
     if status.equipment_id != serial or status.code == 404:
         raise EquipmentNotFoundError
     if status.code is None:
-        return JsonAnswer(200, RUNNING, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+        return Answer(200, RUNNING, {"Retry-After": str(RETRY_AFTER_SECONDS)})
     if status.code != 200:
         return json_error(ApiError.code, ApiError().body())
-    return JsonAnswer(200, COMPLETED)
+    return Answer(200, COMPLETED)
 
 
 async def _read(request: web.Request) -> bytes:

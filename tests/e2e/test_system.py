@@ -81,7 +81,7 @@ def served(
             amqp_url=amqp_url,
             database_url=url,
             service_a={"RESPONSE_DELAY_SECONDS": "0.2", "KNOWN_EQUIPMENT": f"{KNOWN},{FAILING}", "ERROR_RATE": "0.001"},
-            service_b=own,
+            service_b=own | {"REUSE_PORT": "true"},
             results=own,
             configurator=own,
         )

@@ -59,6 +59,9 @@ WEB = (
         "APP_NAME": "SERVICE_B",
         "APP_HOST": "0.0.0.0",
         "APP_PORT": "7776",
+        "REUSE_PORT": "false",
+        "KEEPALIVE_SECONDS": "75",
+        "MAX_CONNECTIONS": "",
         "SERVICE_A_GRACE_SECONDS": "75",
         "TASK_DEADLINE_SECONDS": "86400",
     }
@@ -112,7 +115,7 @@ def plain(value: object) -> str:
         return value.get_secret_value()
     if isinstance(value, float):
         return f"{value:g}"
-    return "" if value is None else str(value)
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def values(settings: BaseSettings) -> dict[str, str]:
@@ -172,6 +175,8 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch) ->
     } | {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": "json"}
     special = {
         "HEALTH_PORT": "1",
+        "MAX_CONNECTIONS": "1",
+        "REUSE_PORT": "true",
         "AMQP_URL": "",
         "DATABASE_URL": "",
         "APP_HOST": "127.0.0.1",

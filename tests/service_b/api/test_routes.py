@@ -12,10 +12,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from aiohttp import ClientResponse
-from aiohttp.test_utils import TestClient
-from aiohttp.web import Application, Request
 from pydantic import SecretStr
-from pytest_aiohttp.plugin import AiohttpClient
 from structlog.testing import capture_logs
 from yarl import URL
 
@@ -24,10 +21,9 @@ from service_b.app import create_app
 from service_b.database import DatabaseSettings
 from service_b.settings import Settings
 from service_b.tasks import inserts
+from tests.clients import Client, requests_at_work, serving
 from tests.conftest import DEADLINE_SECONDS, eventually, new_database
 from tests.system.spawning import free_port
-
-Client = TestClient[Request, Application]
 
 PATH = "/api/v1/equipment/cpe"
 PARAMETERS = {"username": "admin", "password": "admin", "vlan": 534, "interfaces": [1, 2, 3, 4]}
@@ -45,8 +41,9 @@ def settings_for(database: DatabaseSettings, **others: Any) -> Settings:
 
 
 @pytest.fixture
-async def client(database: DatabaseSettings, aiohttp_client: AiohttpClient) -> Client:
-    return await aiohttp_client(create_app(settings_for(database)))
+async def client(database: DatabaseSettings) -> AsyncIterator[Client]:
+    async with serving(create_app(settings_for(database))) as made:
+        yield made
 
 
 @pytest.fixture
@@ -63,10 +60,11 @@ async def shared_database_url(postgres_url: str, template: str) -> AsyncIterator
 
 
 @pytest.fixture
-async def refusing(shared_database_url: str, aiohttp_client: AiohttpClient) -> AsyncIterator[Client]:
+async def refusing(shared_database_url: str) -> AsyncIterator[Client]:
     """A client whose requests are all refused: nothing is stored, so that one database serves them all."""
     database = DatabaseSettings(database_url=SecretStr(shared_database_url), pool_size=1)
-    yield await aiohttp_client(create_app(settings_for(database)))
+    async with serving(create_app(settings_for(database))) as made:
+        yield made
     connection = await asyncpg.connect(shared_database_url)
     assert await connection.fetchval("SELECT count(*) FROM task") == 0
     await connection.close()
@@ -75,16 +73,6 @@ async def refusing(shared_database_url: str, aiohttp_client: AiohttpClient) -> A
 async def assert_answer(response: ClientResponse, status: int, body: bytes) -> None:
     assert (response.status, await response.read()) == (status, body)
     assert response.headers["Content-Type"].startswith("application/json")
-
-
-async def ask_raw(client: Client, raw: bytes) -> tuple[bytes, bytes]:
-    """Send bytes over a connection of its own; return the answer's head and body."""
-    reader, writer = await asyncio.open_connection(client.host, client.port)
-    writer.write(raw)
-    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-    writer.close()
-    await writer.wait_closed()
-    return head, body
 
 
 async def finish(sql: asyncpg.Connection, path: str, code: int) -> None:
@@ -302,7 +290,7 @@ async def test_an_unknown_route(client: Client) -> None:
     "raw", [b"SECRET\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\nSECRET\r\n\r\n", b"\x16\x03\x01\r\n\r\n"]
 )
 async def test_malformed_http_is_not_echoed(refusing: Client, raw: bytes) -> None:
-    head, body = await ask_raw(refusing, raw)
+    head, body = await refusing.ask_raw(raw)
     assert re.match(rb"HTTP/1\.[01] 400 ", head)
     assert b"application/json" in head
     assert body == b'{"code":400,"message":"Malformed HTTP request"}'
@@ -316,13 +304,13 @@ async def assert_unavailable(response: ClientResponse) -> None:
     assert int(response.headers["Retry-After"]) > 0
 
 
-async def test_storage_down(aiohttp_client: AiohttpClient) -> None:
+async def test_storage_down() -> None:
     nowhere = DatabaseSettings(database_url=SecretStr(f"postgresql://x@127.0.0.1:{free_port()}/x"))
-    client = await aiohttp_client(create_app(settings_for(nowhere)))
-    await assert_unavailable(await client.post(f"{PATH}/ABC1234", json=BODY))
-    await assert_unavailable(await client.get(f"{PATH}/ABC1234/task/{NO_TASK}"))
-    ready = await client.get("/health/ready")
-    assert (ready.status, "database" in await ready.text()) == (503, True)
+    async with serving(create_app(settings_for(nowhere))) as client:
+        await assert_unavailable(await client.post(f"{PATH}/ABC1234", json=BODY))
+        await assert_unavailable(await client.get(f"{PATH}/ABC1234/task/{NO_TASK}"))
+        ready = await client.get("/health/ready")
+        assert (ready.status, "database" in await ready.text()) == (503, True)
 
 
 async def test_storage_too_slow(client: Client, task: str, sql: asyncpg.Connection) -> None:
@@ -387,7 +375,7 @@ async def test_chunked_bodies_are_taken(client: Client) -> None:
 @pytest.mark.parametrize("path", ["/api/v1/", "/nowhere"])
 async def test_an_expectation_that_we_cannot_meet_is_not_echoed(refusing: Client, path: str) -> None:
     request = f"GET {path} HTTP/1.1\r\nHost: a\r\nExpect: SECRET\r\nConnection: close\r\n\r\n"
-    head, body = await ask_raw(refusing, request.encode())
+    head, body = await refusing.ask_raw(request.encode())
     assert head.startswith(b"HTTP/1.1 417 ")
     assert b"application/json" in head
     assert body == b'{"code":417,"message":"Expectation Failed"}'
@@ -411,7 +399,7 @@ async def test_a_chunked_body_over_64_kib(refusing: Client) -> None:
 
 async def test_malformed_chunks(refusing: Client) -> None:
     head = f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-    head_told, body = await ask_raw(refusing, head.encode() + b"SECRET\r\n\r\n")
+    head_told, body = await refusing.ask_raw(head.encode() + b"SECRET\r\n\r\n")
     assert re.match(rb"HTTP/1\.[01] 400 ", head_told)
     assert b"application/json" in head_told
     assert b"SECRET" not in body
@@ -422,7 +410,7 @@ async def test_malformed_chunks_after_a_good_head(refusing: Client, monkeypatch:
     monkeypatch.setattr(routes, "BODY_TIMEOUT_SECONDS", 0.2)
     reader, writer = await asyncio.open_connection(refusing.host, refusing.port)
     writer.write(f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n".encode())
-    await eventually(lambda: requests_at_work(refusing))
+    await eventually(requests_at_work)
     writer.write(b"SECRET\r\n")
     told = await asyncio.wait_for(reader.readuntil(b"}"), DEADLINE_SECONDS)
     assert told.startswith(b"HTTP/1.1 400 ")
@@ -435,14 +423,10 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug_of_ours(
     with capture_logs() as logs:
         _, writer = await asyncio.open_connection(refusing.host, refusing.port)
         writer.write(f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{{".encode())
-        await eventually(lambda: requests_at_work(refusing))
+        await eventually(requests_at_work)
         writer.transport.abort()
-        await eventually(lambda: not requests_at_work(refusing))
+        await eventually(lambda: not requests_at_work())
     assert [entry for entry in logs if entry["event"].startswith("http.")] == []
-
-
-def requests_at_work(client: Client) -> bool:
-    return any(connection._current_request is not None for connection in client.server.handler.connections)
 
 
 async def test_a_body_that_ends_too_early(refusing: Client) -> None:
@@ -459,7 +443,7 @@ async def test_a_body_that_ends_too_early(refusing: Client) -> None:
 @pytest.mark.parametrize("encoding", ["deflate", "br", "zstd", "GZIP", "identity, gzip", "unheard-of"])
 async def test_every_content_encoding_is_refused(refusing: Client, encoding: str) -> None:
     head = f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nContent-Encoding: {encoding}\r\nConnection: close\r\n"
-    told, body = await ask_raw(refusing, f"{head}Content-Length: 6\r\n\r\nSECRET".encode())
+    told, body = await refusing.ask_raw(f"{head}Content-Length: 6\r\n\r\nSECRET".encode())
     assert re.match(rb"HTTP/1\.[01] 415 ", told)
     assert body == b'{"code":415,"message":"The body must not be compressed"}'
 
@@ -532,7 +516,7 @@ async def test_a_row_that_the_table_refuses_is_a_bug_and_spoils_no_other(
 async def test_too_many_waiting_requests_are_told_to_come_again(
     client: Client, task: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.server.app[routes.STATUSES]._lookups._batcher, "_max_waiting", 0)  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.app[routes.STATUSES]._lookups._batcher, "_max_waiting", 0)
     await assert_unavailable(await client.get(task))
 
 

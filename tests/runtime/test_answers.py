@@ -9,15 +9,15 @@ import pytest
 from aiohttp import web
 from pytest_aiohttp.plugin import AiohttpServer
 
-from service_b.api.answers import JsonAnswer
+from runtime.answers import Answer
 
 BODY = b'{"code":200}'
 
 
 @pytest.fixture
 async def port(aiohttp_server: AiohttpServer) -> int:
-    async def answer(request: web.Request) -> JsonAnswer:
-        return JsonAnswer(int(request.match_info["code"]), BODY, {"Retry-After": "5", "Allow": "GET"})
+    async def answer(request: web.Request) -> Answer:
+        return Answer(int(request.match_info["code"]), BODY, {"Retry-After": "5", "Allow": "GET"})
 
     app = web.Application()
     app.router.add_get("/{code}", answer)
@@ -89,8 +89,8 @@ async def test_a_connection_is_closed_where_the_client_wants_it(port: int, reque
 
 
 async def test_an_answer_may_close_what_the_client_would_keep(aiohttp_server: AiohttpServer) -> None:
-    async def answer(request: web.Request) -> JsonAnswer:
-        response = JsonAnswer(400, BODY)
+    async def answer(request: web.Request) -> Answer:
+        response = Answer(400, BODY)
         response.force_close()
         return response
 
