@@ -16,11 +16,10 @@ Chunk = tuple[float, bytes]
 """When it may arrive, in the loop's time, and what; no bytes are the end of the stream."""
 
 
-def reset(transport: asyncio.BaseTransport) -> None:
+def reset(transport: asyncio.WriteTransport) -> None:
     """Break a connection so that its other side sees a reset, no end."""
     linger = struct.pack("ii", 1, 0)
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    assert isinstance(transport, asyncio.WriteTransport)
     transport.abort()
 
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import pytest
+import uvloop
 
 from tests.conftest import eventually
 from tests.proxy import Proxy, reset
@@ -87,7 +88,15 @@ async def test_a_reset_goes_through(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("held", ["in a black hole", "by a delay", "before it is connected"])
 @pytest.mark.parametrize("taken_back", [True, False])
-async def test_what_is_held_arrives_after_an_end_but_not_after_a_reset(held: str, taken_back: bool) -> None:
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_is_held_arrives_after_an_end_but_not_after_a_reset(
+    held: str, taken_back: bool, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(hold(held, taken_back))
+
+
+async def hold(held: str, taken_back: bool) -> None:
     ended: asyncio.Future[bytes | str] = asyncio.get_running_loop().create_future()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
