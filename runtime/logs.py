@@ -1,16 +1,20 @@
 """Logs: dotted event names plus fields, JSON in containers, readable on a terminal."""
 
 import logging
-import sys
+import os
 
 import structlog
 
 from runtime.settings import ProcessSettings
+from runtime.writer import Writer
+
+STDERR = 2
 
 
-def configure_logs(settings: ProcessSettings) -> None:
-    """Send our events and the libraries' records to stderr in one format."""
-    text = settings.log_format == "text" or (settings.log_format is None and sys.stderr.isatty())
+def configure_logs(settings: ProcessSettings, descriptor: int = STDERR) -> Writer:
+    """Send our events, the libraries' records and Python's warnings to standard error in one format."""
+    terminal = os.isatty(descriptor)
+    text = settings.log_format == "text" or (settings.log_format is None and terminal)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -22,7 +26,7 @@ def configure_logs(settings: ProcessSettings) -> None:
     final: list[structlog.typing.Processor] = (
         [
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
+                colors=terminal,
                 exception_formatter=structlog.dev.plain_traceback,  # The rich one shows local variables, passwords too.
             )
         ]
@@ -39,13 +43,15 @@ def configure_logs(settings: ProcessSettings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
+    writer = Writer(descriptor)
+    writer.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
         )
     )
-    logging.basicConfig(handlers=[handler], level=settings.log_level, force=True)
+    logging.basicConfig(handlers=[writer], level=settings.log_level, force=True)
     # aiormq tells of each lost connection several times, at ERROR; the session logs every loss once.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    logging.captureWarnings(True)
+    return writer

@@ -1,4 +1,4 @@
-"""What batchers and connections count."""
+"""What batchers, connections and logs count."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -8,3 +8,4 @@ BATCH_SIZE = Histogram(
 CONNECTIONS = Gauge("http_connections", "Connections of clients that are open")
 DROPPED = Counter("http_connections_dropped", "Connections that were ended before their client ended them", ["reason"])
 MALFORMED = Counter("http_malformed", "Requests that were no HTTP")
+LOST_RECORDS = Counter("log_records_lost", "Log records that did not get out, because nobody read the log")
