@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, Any, NoReturn, NotRequired
 
 import pydantic_core
@@ -15,6 +16,11 @@ from service_b.api.errors import BadRequestError, EquipmentNotFoundError, Invali
 SERIAL = re.compile(r"[a-zA-Z0-9]{6,128}", re.ASCII)
 MAX_DEPTH = 100
 """Deeper than any device's parameters; the reader of our messages takes no more than 200 levels."""
+MAX_DIGITS = 4300
+"""Of a whole number: Python reads no longer ones, since that takes time that grows with the square."""
+MAX_FAULTS = 100
+"""A body of 64 KiB can hold a thousand, and telling of all takes thirty times as much room."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ESCAPE = b"\\u"
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -57,6 +63,7 @@ def parse_serial(text: str) -> str:
 
 def parse_request(raw: bytes) -> ConfigureRequest:
     """Check a body: 400 when it is not JSON, 422 with the list of faults when it is not what we take."""
+    raw = raw.removeprefix(BYTE_ORDER_MARK)
     value = _decode(raw)
     # The original task's text writes the parameters with brackets around them.
     if isinstance(value, dict) and isinstance(listed := value.get("parameters"), list) and len(listed) == 1:
@@ -65,7 +72,7 @@ def parse_request(raw: bytes) -> ConfigureRequest:
     if not faults and ESCAPE in raw:  # The only way in for a NUL or half a surrogate pair.
         faults = [
             {"loc": loc, "msg": "String should hold no NUL and no lone surrogate"}
-            for loc in _unstorable(value["parameters"], ["parameters"])
+            for loc in islice(_unstorable(value["parameters"], ["parameters"]), MAX_FAULTS)
         ]
     if faults:
         raise InvalidBodyError(faults)
@@ -90,7 +97,7 @@ def _decode(raw: bytes) -> Any:
     except ValueError:
         pass  # The standard library has the last word.
     try:
-        return _not_too_deep(raw, json.loads(raw.decode(), parse_constant=_refuse_constant))
+        return _not_too_deep(raw, json.loads(raw.decode(), parse_constant=_refuse_constant, parse_int=_int))
     except (ValueError, RecursionError):
         raise BadRequestError(f"The body must be JSON in UTF-8, at most {MAX_DEPTH} levels deep") from None
 
@@ -114,7 +121,7 @@ def _faults(value: Any) -> list[dict[str, Any]]:
     except ValidationError as error:
         return [
             {"loc": list(fault["loc"]), "msg": fault["msg"]}
-            for fault in error.errors(include_input=False, include_context=False, include_url=False)
+            for fault in error.errors(include_input=False, include_context=False, include_url=False)[:MAX_FAULTS]
         ]
     return []
 
@@ -125,6 +132,12 @@ def _is_deeper(value: Any, depth: int) -> bool:
     return depth == 0 or any(
         _is_deeper(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value)
     )
+
+
+def _int(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_DIGITS:
+        raise BadRequestError(f"The body must be JSON without whole numbers of more than {MAX_DIGITS:,} digits")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
+from multidict import CIMultiDictProxy
 
 from runtime.answers import Answer, json_error
 from service_b.api.bodies import parse_request, parse_serial
@@ -55,7 +56,7 @@ async def tell_name(request: web.Request) -> web.StreamResponse:
 async def create_task(request: web.Request) -> web.StreamResponse:
     """Store a task, and answer with its id once it is committed."""
     serial = parse_serial(request.match_info["id"])
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if _is_compressed(request.headers):
         raise CompressedBodyError
     wanted = parse_request(await _read(request))
     submission = request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters)
@@ -82,6 +83,13 @@ async def tell_status(request: web.Request) -> web.StreamResponse:
     if status.code != 200:
         return json_error(ApiError.code, ApiError().body())
     return Answer(200, COMPLETED)
+
+
+def _is_compressed(headers: CIMultiDictProxy[str]) -> bool:
+    """Tell from both headers that can say so; the first may come in several lines."""
+    if "Content-Encoding" in headers and [each.lower() for each in headers.getall("Content-Encoding")] != ["identity"]:
+        return True
+    return headers.get("Transfer-Encoding", "chunked").lower() != "chunked"
 
 
 async def _read(request: web.Request) -> bytes:

@@ -121,6 +121,12 @@ async def test_post_accepts_kindly(client: Client, sql: asyncpg.Connection, sent
     assert json.loads(await sql.fetchval("SELECT parameters FROM task")) == stored
 
 
+async def test_post_takes_a_byte_order_mark(client: Client, sql: asyncpg.Connection) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps(BODY).encode()
+    assert (await client.post(f"{PATH}/ABC1234", data=body)).status == 200
+    assert json.loads(await sql.fetchval("SELECT parameters FROM task")) == PARAMETERS
+
+
 async def test_post_takes_the_last_of_duplicate_keys(client: Client, sql: asyncpg.Connection) -> None:
     body = json.dumps(BODY).replace('"vlan": 534', '"vlan": 1, "vlan": 2')
     assert (await client.post(f"{PATH}/ABC1234", data=body)).status == 200
@@ -208,8 +214,22 @@ DEEP = b'{"timeoutInSeconds":1,"parameters":{"username":"a","password":"b","inte
         b"\xff\xfe",
         b'"\xed\xa0\x80"',
         b'{"a":"\x00"}',
+        b"\xef\xbb\xbf" * 2 + json.dumps(BODY).encode(),
     ],
-    ids=["empty", "cut", "nan", "infinity", "1e999", "deep", "absurd", "utf-16", "bytes", "surrogate bytes", "raw nul"],
+    ids=[
+        "empty",
+        "cut",
+        "nan",
+        "infinity",
+        "1e999",
+        "deep",
+        "absurd",
+        "utf-16",
+        "bytes",
+        "surrogate bytes",
+        "raw nul",
+        "two marks",
+    ],
 )
 async def test_malformed_json(refusing: Client, body: bytes) -> None:
     response = await refusing.post(f"{PATH}/ABC1234", data=body)
@@ -217,6 +237,23 @@ async def test_malformed_json(refusing: Client, body: bytes) -> None:
     no_json = b"The body must be JSON in UTF-8, at most 100 levels deep"
     message = infinite if b"1e999" in body else no_json
     await assert_answer(response, 400, b'{"code":400,"message":"%s"}' % message)
+
+
+@pytest.mark.parametrize("number", [b"9" * 4301, b"-" + b"9" * 4301, b"1" + b"0" * 60_000])
+@pytest.mark.parametrize("body", [b"%s", DEEP, DEEP.replace(b"%s", b'{"\\u00e4":[%s]}')])
+async def test_a_number_that_is_too_long(refusing: Client, body: bytes, number: bytes) -> None:
+    response = await refusing.post(f"{PATH}/ABC1234", data=body % number)
+    message = b"The body must be JSON without whole numbers of more than 4,300 digits"
+    await assert_answer(response, 400, b'{"code":400,"message":"%s"}' % message)
+
+
+@pytest.mark.parametrize(
+    "parameters", [{**PARAMETERS, "interfaces": [-1] * 1024}, {**PARAMETERS, "more": ["\x00"] * 1024}]
+)
+async def test_of_many_faults_a_hundred_are_told(refusing: Client, parameters: dict[str, object]) -> None:
+    response = await refusing.post(f"{PATH}/ABC1234", json={**BODY, "parameters": parameters})
+    assert response.status == 422
+    assert len((await response.json())["errors"]) == 100
 
 
 @pytest.mark.parametrize(
@@ -438,6 +475,23 @@ async def test_a_body_that_ends_too_early(refusing: Client) -> None:
     assert not (await reader.read()).startswith(b"HTTP/1.1 200 ")
     writer.close()
     await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Content-Encoding: identity\r\nContent-Encoding: gzip\r\nContent-Length: 6",
+        "Content-Encoding: gzip\r\nContent-Encoding: identity\r\nContent-Length: 6",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: identity, chunked",
+    ],
+)
+async def test_compression_is_refused_wherever_it_is_said(refusing: Client, lines: str) -> None:
+    head = f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{lines}\r\n\r\n"
+    body = "6\r\nSECRET\r\n0\r\n\r\n" if "chunked" in lines else "SECRET"
+    told, answer = await refusing.ask_raw((head + body).encode())
+    assert re.match(rb"HTTP/1\.[01] 415 ", told)
+    assert answer == b'{"code":415,"message":"The body must not be compressed"}'
 
 
 @pytest.mark.parametrize("encoding", ["deflate", "br", "zstd", "GZIP", "identity, gzip", "unheard-of"])
