@@ -12,7 +12,7 @@ log = structlog.stdlib.get_logger(__name__)
 CHECK_SECONDS = 10.0
 
 
-async def listen(settings: DatabaseSettings, wake: asyncio.Event) -> None:
+async def listen(settings: DatabaseSettings, wake: asyncio.Event, *, check_seconds: float = CHECK_SECONDS) -> None:
     """Set `wake` at each notification, until cancelled. The relay's timer bridges the times without a connection."""
     while True:
         try:
@@ -21,10 +21,10 @@ async def listen(settings: DatabaseSettings, wake: asyncio.Event) -> None:
                 await connection.add_listener(DUE, lambda *_: wake.set())
                 wake.set()
                 while True:
-                    await asyncio.sleep(CHECK_SECONDS)
+                    await asyncio.sleep(check_seconds)
                     await connection.execute("SELECT 1")  # A silent network would leave us listening to nobody.
             finally:
                 connection.terminate()
         except STORAGE_ERRORS as error:
-            log.warning("wakeup.storage_unavailable", error=repr(error), retry_in=CHECK_SECONDS / 10)
-            await asyncio.sleep(CHECK_SECONDS / 10)
+            log.warning("wakeup.storage_unavailable", error=repr(error), retry_in=check_seconds / 10)
+            await asyncio.sleep(check_seconds / 10)

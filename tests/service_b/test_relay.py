@@ -28,7 +28,7 @@ from service_b.database import DatabaseSettings, Queries, create_pool
 from service_b.relay import Relay
 from service_b.tasks import claims, inserts
 from service_b.tasks.claims import Dispatch
-from service_b.wakeup import listen
+from service_b.wakeup import CHECK_SECONDS, listen
 from tests.conftest import eventually
 from tests.queues import count_ready, is_blocked, metric, queue_exists, take
 from tests.system.postgres import PostgreSQL
@@ -216,11 +216,9 @@ async def test_a_listener_whose_connection_dies_listens_again(
     broker: BrokerSettings,
     database: DatabaseSettings,
     sql: asyncpg.Connection,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service_b.wakeup.CHECK_SECONDS", 0.1)
     pool = watch.pool
-    async with relaying(broker, pool) as running, _listening(database, running.wake):
+    async with relaying(broker, pool) as running, _listening(database, running.wake, check_seconds=0.1):
         await eventually(lambda: watch.idle >= 2)
         ended = await sql.fetchval(
             """
@@ -235,8 +233,10 @@ async def test_a_listener_whose_connection_dies_listens_again(
 
 
 @asynccontextmanager
-async def _listening(database: DatabaseSettings, wake: asyncio.Event) -> AsyncIterator[None]:
-    listening = asyncio.create_task(listen(database, wake))
+async def _listening(
+    database: DatabaseSettings, wake: asyncio.Event, check_seconds: float = CHECK_SECONDS
+) -> AsyncIterator[None]:
+    listening = asyncio.create_task(listen(database, wake, check_seconds=check_seconds))
     try:
         yield
     finally:
