@@ -7,6 +7,7 @@ import zlib
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service_a.malformed import quote_nothing
 from service_a.settings import SERIAL, Settings
 
 SETTINGS = web.AppKey("settings", Settings)
@@ -69,9 +70,16 @@ async def live(request: web.Request) -> web.Response:
     return web.json_response({"status": "alive", "name": request.app[SETTINGS].app_name})
 
 
+async def hide_software(request: web.Request, response: web.StreamResponse) -> None:
+    """Name nobody's software."""
+    response.headers.pop("Server", None)
+
+
 def create_app(settings: Settings) -> web.Application:
     """Wire the application."""
+    quote_nothing()
     app = web.Application()
+    app.on_response_prepare.append(hide_software)
     app[SETTINGS] = settings
     app.router.add_post("/api/v1/equipment/cpe/{id}", configure)
     app.router.add_get("/health/live", live)

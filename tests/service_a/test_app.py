@@ -1,6 +1,8 @@
 """Service A's side of the contract: every answer, its delay, and what is refused at once."""
 
+import asyncio
 import json
+import logging
 import time
 import zlib
 from collections.abc import Awaitable, Callable
@@ -21,6 +23,8 @@ BODY = {
     "parameters": {"username": "admin", "password": "admin", "vlan": 534, "interfaces": [1, 2, 3, 4]},
 }
 PARAMETERS: dict[str, Any] = {"username": "admin", "password": "admin", "interfaces": []}
+
+CHUNKED = b"POST /api/v1/equipment/cpe/ABC123 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 async def start(aiohttp_client: StartClient, **values: Any) -> Client:
@@ -92,6 +96,34 @@ async def test_malformed_body_is_refused_at_once(aiohttp_client: StartClient, bo
 async def test_vlan_is_optional_and_other_keys_pass(aiohttp_client: StartClient) -> None:
     client = await start(aiohttp_client)
     assert (await post(client, "ABC123", {"timeoutInSeconds": 1, "parameters": PARAMETERS | {"ssid": "x"}}))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"SECRET\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nSECRET\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: SECRET\r\n\r\n", 400),
+        (CHUNKED + b"SECRET\r\n\r\n", 400),
+        (b"GET /SECRET" + b"x" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET /SECRET HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 404),
+        (b"PUT /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 405),
+    ],
+)
+async def test_nothing_of_a_malformed_request_is_said(
+    aiohttp_client: StartClient, caplog: pytest.LogCaptureFixture, raw: bytes, status: int
+) -> None:
+    client = await start(aiohttp_client)
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    with caplog.at_level(logging.DEBUG):
+        writer.write(raw)
+        said = (await reader.read()).decode()
+    writer.close()
+    assert said.split()[1] == str(status)
+    assert "Server:" not in said
+    for text in (said, caplog.text):
+        assert "SECRET" not in text
+        assert "Traceback" not in text
 
 
 async def test_live(aiohttp_client: StartClient) -> None:
