@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from uuid import UUID
 
 import asyncpg
 import structlog
@@ -42,6 +43,8 @@ class Relay:
         self._settings = settings
         self._wake = wake
         self._stopping = asyncio.Event()
+        self._unsent: list[tuple[UUID, int]] = []
+        """Refused by the broker, and not made due again yet."""
 
     async def run(self) -> None:
         """Relay until stopped, over one channel after the other."""
@@ -67,6 +70,7 @@ class Relay:
         await channel.unblocked()
         if channel.lost.done():
             return
+        await self._take_back()
         claimed_at = clock.now()
         dispatches = await claims.claim(self._pool, BATCH)
         if dispatches:
@@ -79,6 +83,11 @@ class Relay:
         except TimeoutError:
             return
         await asyncio.sleep(GATHER_SECONDS)
+
+    async def _take_back(self) -> None:
+        """Make due again what was refused; what somebody else holds is kept, and tried again."""
+        if self._unsent:
+            self._unsent = await claims.make_due_again(self._pool, self._unsent)
 
     async def _dispatch(self, channel: Channel, dispatches: list[Dispatch], claimed_at: float) -> None:
         if clock.now() - claimed_at > self._settings.heartbeat_seconds:
@@ -95,7 +104,8 @@ class Relay:
         for publication, count in Counter(publications).items():
             metrics.DISPATCHED.labels(publication.name.lower()).inc(count)
         if unsent:
-            await claims.make_due_again(self._pool, unsent)
+            self._unsent += unsent
+            await self._take_back()
             log.warning("relay.unsent", tasks=len(unsent), retry_in=PAUSE_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
             # A queue that was full goes on refusing what comes by the same channel, though its limit may be gone.

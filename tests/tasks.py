@@ -15,12 +15,13 @@ from service_b.tasks import claims, expiry, inserts, outcomes, promotion
 from service_b.tasks.claims import Dispatch
 from service_b.tasks.inserts import NewTask
 from service_b.tasks.outcomes import Change
+from service_b.tasks.states import DISPATCHED, DUE, FINISHED, WAITING
 
 A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 
-STATE = """
-    CASE WHEN status <> 'pending' THEN status WHEN NOT active THEN 'waiting'
-         WHEN due_at IS NOT NULL THEN 'due' ELSE 'dispatched' END
+STATE = f"""
+    CASE WHEN {FINISHED} THEN status WHEN {WAITING} THEN 'waiting' WHEN {DUE} THEN 'due'
+         WHEN {DISPATCHED} THEN 'dispatched' END
 """
 
 
@@ -65,9 +66,11 @@ async def connected(pool: Queries) -> AsyncIterator[Connection]:
 
 
 async def apply(pool: Queries, *changes: Change, max_attempts: int = 3) -> dict[tuple[UUID, int], datetime]:
-    """Write down what came of attempts."""
+    """Write down what came of attempts; return those that counted, and when their tasks were accepted."""
     async with connected(pool) as connection:
-        return await outcomes.apply(connection, changes, max_attempts=max_attempts)
+        applied = await outcomes.apply(connection, changes, max_attempts=max_attempts)
+    assert not applied.held
+    return applied.accepted
 
 
 async def expire(pool: Queries, limit: int) -> list[UUID]:

@@ -96,13 +96,7 @@ class Reconciler:
                 log.warning("task.expired", task_id=str(task_id))
 
     async def _promote_stranded(self) -> None:
-        try:
-            async with self._pool.acquire() as connection:
-                self._stranded_after, promoted = await promotion.promote_stranded(
-                    connection, self._stranded_after, BATCH
-                )
-        except asyncpg.UniqueViolationError:
-            return  # An insert was quicker: the device has an active task again.
+        self._stranded_after, promoted = await promotion.promote_stranded(self._pool, self._stranded_after, BATCH)
         if promoted:
             metrics.STRANDED.inc(promoted)
             log.warning("reconciler.stranded", tasks=promoted)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -28,7 +29,11 @@ PREFETCH = 2 * BATCH
 GATHER_SECONDS = 0.02
 """How long a batch may wait for more; next to a call of a minute nobody notices."""
 PAUSE_SECONDS = 1.0
+HELD_SECONDS = 0.5
+"""After that long an outcome is tried again whose task's row somebody else held."""
 
+Key: TypeAlias = tuple[UUID, int]
+"""A task and which attempt at it."""
 Deliveries = asyncio.Queue[Delivery | None]
 """None: no delivery comes after it, the channel is lost or the process stops."""
 
@@ -78,12 +83,16 @@ class Recorder:
                 batch.append(following)
             if channel.lost.done():
                 return
-            await self._record(channel, batch)
+            await self._record(channel, batch, deliveries)
 
-    async def _record(self, channel: Channel, batch: Sequence[Delivery]) -> None:
-        """Record a batch, asking the storage until a stop; dead-letter what cannot be read or stored."""
+    async def _record(self, channel: Channel, batch: Sequence[Delivery], deliveries: Deliveries) -> None:
+        """Record a batch, asking the storage until a stop; dead-letter what cannot be read or stored.
+
+        What somebody else holds the row of stays unacknowledged and comes again by `deliveries`, with a later batch.
+        """
         BATCH_SIZE.labels("outcome").observe(len(batch))
-        changes: dict[tuple[UUID, int], tuple[Change, str, Delivery]] = {}
+        changes: dict[Key, tuple[Change, str, Delivery]] = {}
+        held: set[Key] = set()
         unreadable: dict[int, tuple[Delivery, str]] = {}
         for delivery in batch:
             try:
@@ -99,7 +108,7 @@ class Recorder:
             changes[key] = (change, outcome.kind.value, delivery)
         while changes and not channel.lost.done():
             try:
-                await self._apply(channel, list(changes.values()))
+                held = await self._apply(channel, list(changes.values()))
                 break
             except STORAGE_ERRORS as error:
                 log.warning("recorder.storage_unavailable", error=repr(error), retry_in=PAUSE_SECONDS)
@@ -109,15 +118,22 @@ class Recorder:
             except Exception:
                 log.exception("recorder.bug", outcomes=len(changes), retry_in=PAUSE_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
-        acknowledge(delivery for delivery in batch if delivery.tag not in unreadable)
+        kept = {delivery.tag: delivery for _, _, delivery in map(changes.__getitem__, held)}
+        if kept:
+            log.warning("recorder.held", outcomes=len(kept), retry_in=HELD_SECONDS)
+        for delivery in kept.values():
+            asyncio.get_running_loop().call_later(HELD_SECONDS, deliveries.put_nowait, delivery)
+        unsettled = {*unreadable, *kept}
+        acknowledge(delivery for delivery in batch if delivery.tag not in unsettled)
         for delivery, reason in unreadable.values():
             await channel.dead_letter(self._settings.configured_queue, delivery, reason)
             acknowledge([delivery])
 
-    async def _apply(self, channel: Channel, changes: Sequence[tuple[Change, str, Delivery]]) -> None:
+    async def _apply(self, channel: Channel, changes: Sequence[tuple[Change, str, Delivery]]) -> set[Key]:
+        """Write outcomes down, and tell which are to be tried again; dead-letter what is refused."""
         try:
             async with self._pool.acquire() as connection:
-                accepted = await outcomes.apply(
+                applied = await outcomes.apply(
                     connection, [change for change, _, _ in changes], max_attempts=self._settings.max_attempts
                 )
         except REFUSED_ROW as error:
@@ -125,13 +141,13 @@ class Recorder:
                 change, _, delivery = changes[0]
                 log.error("recorder.refused", task_id=str(change.id), attempt=change.attempt, error=repr(error))
                 await channel.dead_letter(self._settings.configured_queue, delivery, f"refused: {type(error).__name__}")
-                return
+                return set()
             half = len(changes) // 2
-            await self._apply(channel, changes[:half])
-            await self._apply(channel, changes[half:])
-            return
+            return await self._apply(channel, changes[:half]) | await self._apply(channel, changes[half:])
         for change, kind, _ in changes:
-            accepted_at = accepted.get((change.id, change.attempt))
+            if (change.id, change.attempt) in applied.held:
+                continue
+            accepted_at = applied.accepted.get((change.id, change.attempt))
             if accepted_at is None:
                 metrics.OUTCOMES.labels("ignored").inc()
                 log.info("outcome.ignored", task_id=str(change.id), attempt=change.attempt, kind=kind)
@@ -150,3 +166,4 @@ class Recorder:
                     final=change.code is not None,
                     retry_in=round(max(change.hold_seconds, change.backoff_seconds), 1),
                 )
+        return applied.held

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 from service_b.database import Queries
+from service_b.tasks.states import DISPATCHED, DUE, WAITING
 
-COUNT = """
+COUNT = f"""
 SELECT waiting.count, due.count, dispatched.count, coalesce(extract(epoch FROM
     now() - least(waiting.oldest, due.oldest, dispatched.oldest)), 0)::double precision
-FROM (SELECT count(*), min(created_at) AS oldest FROM task WHERE status = 'pending' AND NOT active) waiting,
-     (SELECT count(*), min(created_at) AS oldest FROM task WHERE due_at IS NOT NULL) due,
-     (SELECT count(*), min(created_at) AS oldest FROM task WHERE active AND due_at IS NULL) dispatched
+FROM (SELECT count(*), min(created_at) AS oldest FROM task WHERE {WAITING}) waiting,
+     (SELECT count(*), min(created_at) AS oldest FROM task WHERE {DUE}) due,
+     (SELECT count(*), min(created_at) AS oldest FROM task WHERE {DISPATCHED}) dispatched
 """
 
 

@@ -6,24 +6,33 @@ from datetime import timedelta
 from uuid import UUID
 
 from service_b.database import Queries
+from service_b.tasks import promotion
+from service_b.tasks.states import WAITING
 
-INSERT = """
-WITH new AS (
+INSERT = f"""
+WITH new AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[])
     WITH ORDINALITY AS new (id, equipment_id, timeout_seconds, parameters, position)
 ), first AS (
-    INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at,
-                      active, due_at)
+    -- Due at once: the first of its device, where nothing unfinished is in front of it.
+    INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, active, due_at)
     SELECT DISTINCT ON (equipment_id COLLATE "C") id, equipment_id, timeout_seconds, parameters::json,
            timeout_seconds + $5, now() + $6::interval, true, now()
-    FROM new ORDER BY equipment_id COLLATE "C", position
-    ON CONFLICT (equipment_id) WHERE active DO UPDATE SET active = true WHERE false
+    FROM new
+    -- Scalar, so that each is looked up by its key, whatever the statistics say.
+    WHERE (SELECT true FROM task WHERE task.equipment_id = new.equipment_id AND active LIMIT 1) IS NULL
+      AND (SELECT true FROM task WHERE task.equipment_id = new.equipment_id AND {WAITING} LIMIT 1) IS NULL
+    -- Always in the same order, so that two that are stored at once cannot deadlock.
+    ORDER BY equipment_id COLLATE "C", position
+    -- Of two that are stored at once, one waits.
+    ON CONFLICT (equipment_id) WHERE active DO NOTHING
     RETURNING id
 )
 INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, active)
 SELECT id, equipment_id, timeout_seconds, parameters::json,
        timeout_seconds + $5, now() + $6::interval, false
 FROM new WHERE id NOT IN (SELECT id FROM first) ORDER BY position
+RETURNING equipment_id
 """
 
 
@@ -42,10 +51,10 @@ async def insert(
 ) -> None:
     """Store new tasks: the first of each device becomes due, unless one is active already; the others wait.
 
-    The conflict's `DO UPDATE ... WHERE false` writes nothing but locks the active row until this commits: it
-    cannot finish, and find nothing waiting, while a task that has to wait for it is being stored.
+    Waits for no row that somebody else holds. So the active task may end, and find nothing waiting, while one that
+    has to wait for it is being stored: who commits last sees the other, and promotes (see `promotion.promote`).
     """
-    await connection.execute(
+    waiting = await connection.fetch(
         INSERT,
         [task.id for task in tasks],
         [task.equipment_id for task in tasks],
@@ -54,3 +63,4 @@ async def insert(
         grace_seconds,
         timedelta(seconds=deadline_seconds),
     )
+    await promotion.promote(connection, [row["equipment_id"] for row in waiting])

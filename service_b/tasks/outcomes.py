@@ -7,34 +7,45 @@ from uuid import UUID
 
 from service_b.database import Connection
 from service_b.tasks import promotion
+from service_b.tasks.states import PENDING
 
-APPLY = """
-WITH change AS (
+APPLY = f"""
+WITH change AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::text[],
                          $5::interval[], $6::interval[], $7::boolean[])
     AS change (id, attempt, code, reason, hold, backoff, unknown)
-), locked AS (
-    SELECT task.id FROM task JOIN change ON task.id = change.id
-    WHERE task.attempt = change.attempt AND task.status = 'pending'
-    ORDER BY task.equipment_id FOR UPDATE OF task
+), locked AS MATERIALIZED (
+    -- `counts`: it is of the attempt that the task is at. A final answer counts though the task is due again.
+    SELECT change.*,
+        mine.pending AND mine.attempt = change.attempt AND (change.code IS NOT NULL OR mine.due_at IS NULL) AS counts
+    FROM change CROSS JOIN LATERAL (
+        SELECT attempt, due_at, {PENDING} AS pending FROM task WHERE task.id = change.id OFFSET 0 FOR UPDATE SKIP LOCKED
+    ) AS mine
+), applied AS (
+    UPDATE task SET
+        status = CASE WHEN locked.code IS NULL THEN 'pending' WHEN locked.code = 200 THEN 'success' ELSE 'error' END,
+        code = locked.code,
+        reason = locked.reason,
+        active = locked.code IS NULL,
+        finished_at = CASE WHEN locked.code IS NOT NULL THEN now() END,
+        -- Not before the device is free; else politely late, but not too late for another attempt.
+        due_at = CASE WHEN locked.code IS NULL
+            THEN greatest(now() + locked.hold, least(now() + locked.backoff, deadline_at)) END,
+        unknowns = unknowns + locked.unknown::integer,
+        -- All attempts are used up: it ends as soon as the device is free.
+        deadline_at = CASE WHEN locked.unknown AND unknowns + 1 >= $8
+            THEN least(deadline_at, now() + locked.hold) ELSE deadline_at END
+    FROM locked
+    WHERE counts AND task.id = locked.id
+      -- Says the same once more: so the table is never read but by its key, whatever the statistics say.
+      AND task.id = ANY(ARRAY(SELECT id FROM locked))
+    RETURNING task.id, task.attempt, task.equipment_id, task.created_at, task.active, task.due_at <= now() AS due
 )
-UPDATE task SET
-    status = CASE WHEN change.code IS NULL THEN 'pending'
-                  WHEN change.code = 200 THEN 'success' ELSE 'error' END,
-    code = change.code,
-    reason = change.reason,
-    active = change.code IS NULL,
-    finished_at = CASE WHEN change.code IS NOT NULL THEN now() END,
-    due_at = CASE WHEN change.code IS NULL
-        THEN greatest(now() + change.hold, least(now() + change.backoff, deadline_at)) END,
-    unknowns = unknowns + change.unknown::integer,
-    deadline_at = CASE WHEN change.unknown AND unknowns + 1 >= $8
-        THEN least(deadline_at, now() + change.hold) ELSE deadline_at END
-FROM change, locked
-WHERE task.id = change.id AND task.id = locked.id AND task.attempt = change.attempt
-  AND task.status = 'pending' AND (change.code IS NOT NULL OR task.due_at IS NULL)
-RETURNING task.id, task.attempt, task.equipment_id, task.created_at, task.active,
-    task.due_at <= now() AS due
+SELECT false AS held, * FROM applied
+UNION ALL
+SELECT true, change.id, change.attempt, NULL, NULL, NULL, NULL
+FROM change CROSS JOIN LATERAL (SELECT FROM task WHERE task.id = change.id OFFSET 0) AS found
+WHERE change.id NOT IN (SELECT id FROM locked)
 """
 
 
@@ -57,15 +68,23 @@ class Change:
     unknown: bool = False
 
 
-async def apply(
-    connection: Connection, changes: Sequence[Change], *, max_attempts: int
-) -> dict[tuple[UUID, int], datetime]:
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a batch of changes, by task and attempt."""
+
+    accepted: dict[tuple[UUID, int], datetime]
+    """Those that counted, and when their tasks were accepted."""
+    held: set[tuple[UUID, int]]
+    """Those whose row somebody else holds: to be tried again."""
+
+
+async def apply(connection: Connection, changes: Sequence[Change], *, max_attempts: int) -> Applied:
     """Write down what came of attempts, and promote the next task of each device that is free now.
 
-    Returns the attempts whose outcome counted, and when their tasks were accepted. An outcome that is late (of an
-    earlier attempt), repeated (the task is finished, or due already) or of an unknown task changes nothing. A task
-    whose attempts are used up is not finished here: its deadline is drawn to the moment when service A has surely
-    let go of the device, and the reconciler ends it then.
+    An outcome that is late (of an earlier attempt), repeated (the task is finished, or due already) or of an unknown
+    task changes nothing. A task whose attempts are used up is not finished here: its deadline is drawn to the moment
+    when service A has surely let go of the device, and the reconciler ends it then. Waits for no row that somebody
+    else holds. Begins and commits a transaction of its own.
     """
     async with connection.transaction():
         rows = await connection.fetch(
@@ -79,9 +98,14 @@ async def apply(
             [change.unknown for change in changes],
             max_attempts,
         )
-        freed = [row["equipment_id"] for row in rows if not row["active"]]
-        if freed:
-            await promotion.promote(connection, freed)
-        if any(row["due"] for row in rows):
+        applied = [row for row in rows if not row["held"]]
+        freed = [row["equipment_id"] for row in applied if not row["active"]]
+        await promotion.promote(connection, freed)
+        if any(row["due"] for row in applied):
             await promotion.announce(connection)
-    return {(row["id"], row["attempt"]): row["created_at"] for row in rows}
+    # Once more, for what was being stored while this committed.
+    await promotion.promote(connection, freed)
+    return Applied(
+        {(row["id"], row["attempt"]): row["created_at"] for row in applied},
+        {(row["id"], row["attempt"]) for row in rows if row["held"]},
+    )

@@ -6,24 +6,25 @@ from datetime import datetime
 from uuid import UUID
 
 from service_b.database import Queries
+from service_b.tasks.states import DISPATCHED
 
 NOW = "SELECT clock_timestamp()"
 
-NEWEST_DISPATCHED = """
+NEWEST_DISPATCHED = f"""
 SELECT id, attempt, dispatched_at, time_limit_seconds FROM task
-WHERE active AND due_at IS NULL ORDER BY dispatched_at DESC LIMIT 1
+WHERE {DISPATCHED} ORDER BY dispatched_at DESC LIMIT 1
 """
 
 LATEST_ANSWERED = """
 SELECT max(task.dispatched_at)
-FROM task JOIN unnest($1::uuid[], $2::integer[]) AS ended (id, attempt)
-    ON task.id = ended.id AND task.attempt = ended.attempt
-WHERE task.code IN (200, 404)
+FROM unnest($1::uuid[], $2::integer[]) AS ended (id, attempt)
+CROSS JOIN LATERAL (SELECT attempt, code, dispatched_at FROM task WHERE task.id = ended.id OFFSET 0) AS task
+WHERE task.attempt = ended.attempt AND task.code IN (200, 404)
 """
 
-WITHOUT_OUTCOME = """
+WITHOUT_OUTCOME = f"""
 SELECT id, attempt, dispatched_at, time_limit_seconds FROM task
-WHERE active AND due_at IS NULL AND dispatched_at < $1
+WHERE {DISPATCHED} AND dispatched_at < $1
   AND dispatched_at + make_interval(secs => time_limit_seconds + $2) < now()
 ORDER BY dispatched_at LIMIT $3
 """

@@ -89,7 +89,7 @@ MUTANTS = (
                 "        while changes and not channel.lost.done():\n",
                 "        acknowledge(batch)\n        while changes and not channel.lost.done():\n",
             ),
-            ("        acknowledge(delivery for delivery in batch if delivery.tag not in unreadable)\n", ""),
+            ("        acknowledge(delivery for delivery in batch if delivery.tag not in unsettled)\n", ""),
             ("            acknowledge([delivery])\n", ""),
         ],
         STORAGE,
@@ -98,20 +98,14 @@ MUTANTS = (
     Mutant(
         "no status='pending' guard",
         "service_b/tasks/outcomes.py",
-        [
-            (" AND task.status = 'pending'\n    ORDER BY", "\n    ORDER BY"),
-            ("AND task.status = 'pending' AND (change", "AND (change"),
-        ],
+        [("mine.pending AND mine.attempt", "mine.attempt")],
         COPIES,
         frozenset({"doubled"}),
     ),
     Mutant(
         "no attempt guard",
         "service_b/tasks/outcomes.py",
-        [
-            ("WHERE task.attempt = change.attempt AND task.status", "WHERE task.status"),
-            ("task.id = locked.id AND task.attempt = change.attempt\n", "task.id = locked.id\n"),
-        ],
+        [("mine.attempt = change.attempt AND (change", "(change")],
         LATE_COPIES,
         frozenset({"overlapping", "called after the end", "repeated"}),
     ),
@@ -131,14 +125,21 @@ MUTANTS = (
     ),
     Mutant(
         "no unique index",
-        "db/migrations/20261123000000_create_task.sql",
-        # Not removed, but of no effect: without it the insert would just fail.
-        [("UNIQUE INDEX task_active ON task (equipment_id)", "UNIQUE INDEX task_active ON task (equipment_id, id)")],
+        "service_b/tasks/inserts.py",
+        # Not removed, but of no effect: without it the insert would just fail. And nobody looks who is there already.
+        [
+            ("ON CONFLICT (equipment_id) WHERE", "ON CONFLICT (equipment_id, id) WHERE"),
+            ("new.equipment_id AND active LIMIT 1) IS NULL", "new.equipment_id AND active LIMIT 1) IS NULL OR true"),
+            (
+                "new.equipment_id AND {WAITING} LIMIT 1) IS NULL",
+                "new.equipment_id AND {WAITING} LIMIT 1) IS NULL OR true",
+            ),
+        ],
         CALM,
         frozenset({"overlapping"}),
         also=(
-            "service_b/tasks/inserts.py",
-            ("ON CONFLICT (equipment_id) WHERE", "ON CONFLICT (equipment_id, id) WHERE"),
+            "db/migrations/20261123000000_create_task.sql",
+            ("UNIQUE INDEX task_active ON task (equipment_id)", "UNIQUE INDEX task_active ON task (equipment_id, id)"),
         ),
     ),
     Mutant(
@@ -194,8 +195,8 @@ MUTANTS = (
     ),
     Mutant(
         "dispatched tasks expire",
-        "service_b/tasks/expiry.py",
-        [("AND (due_at IS NOT NULL OR NOT active)\n      AND deadline_at", "AND deadline_at")],
+        "service_b/tasks/states.py",
+        [('AT_HOME = f"{PENDING} AND (due_at IS NOT NULL OR NOT active)"', "AT_HOME = PENDING")],
         HASTY,
         frozenset({"overlapping"}),
     ),

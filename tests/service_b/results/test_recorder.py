@@ -32,6 +32,7 @@ DEVICES = [f"DEVICE{number:02}" for number in range(40)]
 @pytest.fixture(autouse=True)
 def _limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(recorder, "HELD_SECONDS", 0.05)
     monkeypatch.setattr(app, "STOP_SECONDS", 3600)  # No stop waits for it: without a database outcomes are given back.
 
 
@@ -165,6 +166,42 @@ async def test_what_cannot_be_read_or_stored_goes_to_the_dead_letters_and_its_ne
     reasons = sorted(str((message.header.properties.headers or {})["x-reason"]) for message in letters)
     assert "refused: " in reasons[1] or "refused: " in reasons[2]
     await left(amqp, broker, 0)
+
+
+async def test_an_outcome_whose_row_somebody_holds_waits_unacknowledged_and_no_other_does(
+    pool: asyncpg.Pool,
+    broker: BrokerSettings,
+    database: DatabaseSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
+) -> None:
+    held, *others = await dispatched(pool, *DEVICES)
+    async with recording(broker, database), pool.acquire() as somebody:
+        async with somebody.transaction():
+            await somebody.execute("SELECT FROM task WHERE id = $1 FOR UPDATE", held)
+            with capture_logs() as logs:
+                await send(amqp, broker, [outcome(id_) for id_ in (held, *others)])
+                await ended(sql, others, "success")
+                await eventually(lambda: sum(entry["event"] == "recorder.held" for entry in logs) >= 2)
+            assert await states(sql, [held]) == ["dispatched"]
+        await ended(sql, [held], "success")
+    await left(amqp, broker, 0)
+
+
+async def test_a_stop_gives_back_the_outcome_whose_row_somebody_holds(
+    pool: asyncpg.Pool,
+    broker: BrokerSettings,
+    database: DatabaseSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
+) -> None:
+    held, other = await dispatched(pool, *DEVICES[:2])
+    async with pool.acquire() as somebody, somebody.transaction():
+        await somebody.execute("SELECT FROM task WHERE id = $1 FOR UPDATE", held)
+        async with recording(broker, database):
+            await send(amqp, broker, [outcome(held), outcome(other)])
+            await ended(sql, [other], "success")
+        await left(amqp, broker, 1)
 
 
 async def test_outcomes_wait_unacknowledged_for_a_database_that_is_away(

@@ -2,8 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -13,7 +11,6 @@ from service_b.database import REFUSED_ROW
 from service_b.tasks import claims, inserts
 from service_b.tasks.claims import Dispatch
 from service_b.tasks.inserts import NewTask
-from tests.conftest import eventually
 from tests.tasks import (
     A,
     B,
@@ -22,7 +19,6 @@ from tests.tasks import (
     apply,
     claimed_by_id,
     finish,
-    is_blocked,
     new_task,
     row,
     run_device_down,
@@ -81,74 +77,6 @@ async def test_order_of_acceptance_holds_over_concurrent_connections(
         for device in (A, B, C):
             of_device = [position[id_] for id_ in mine if devices[id_] == device]
             assert of_device == sorted(of_device)
-
-
-async def test_a_task_accepted_while_its_device_is_being_freed_becomes_due(
-    pool: asyncpg.Pool, sql: asyncpg.Connection, other: asyncpg.Connection
-) -> None:
-    [first] = await accept(pool, A)
-    await claims.claim(pool, 1)
-    async with other.transaction():
-        await other.execute("UPDATE task SET status = 'success', code = 200, active = false, finished_at = now()")
-        accepting = asyncio.create_task(accept(pool, A))
-        await eventually(lambda: is_blocked(sql, accepting))
-    assert await states(sql, [first, *await accepting]) == ["success", "due"]
-
-
-async def test_a_device_is_not_freed_past_a_task_that_is_being_accepted(
-    pool: asyncpg.Pool, sql: asyncpg.Connection, other: asyncpg.Connection
-) -> None:
-    await accept(pool, A)
-    [dispatch] = await claims.claim(pool, 1)
-    async with other.transaction():
-        [second] = await accept(other, A)
-        finishing = asyncio.create_task(apply(pool, finish(dispatch)))
-        await eventually(lambda: is_blocked(sql, finishing))
-    assert await finishing
-    assert await states(sql, [dispatch.id, second]) == ["success", "due"]
-
-
-async def test_a_task_that_expires_at_its_promotion_gives_way_to_the_next(
-    pool: asyncpg.Pool, sql: asyncpg.Connection, other: asyncpg.Connection
-) -> None:
-    ids = await accept(pool, A, A, A)
-    [dispatch] = await claims.claim(pool, 1)
-    async with other.transaction():
-        await other.execute("UPDATE task SET status = 'error', code = 500, finished_at = now() WHERE id = $1", ids[1])
-        finishing = asyncio.create_task(apply(pool, finish(dispatch)))
-        await eventually(lambda: is_blocked(sql, finishing))
-    assert await finishing
-    assert await states(sql, ids) == ["success", "error", "due"]
-
-
-def reversed_insert(pool: asyncpg.Pool, _: list[Dispatch]) -> Awaitable[object]:
-    return accept(pool, C, B, A)
-
-
-def reversed_apply(pool: asyncpg.Pool, dispatches: list[Dispatch]) -> Awaitable[object]:
-    return apply(pool, *(finish(dispatch) for dispatch in dispatches))
-
-
-def reversed_return(pool: asyncpg.Pool, dispatches: list[Dispatch]) -> Awaitable[object]:
-    return claims.make_due_again(pool, [(dispatch.id, dispatch.attempt) for dispatch in dispatches])
-
-
-@pytest.mark.parametrize("statement", [reversed_insert, reversed_apply, reversed_return])
-async def test_rows_are_locked_in_the_order_of_the_devices(
-    pool: asyncpg.Pool,
-    sql: asyncpg.Connection,
-    other: asyncpg.Connection,
-    statement: Callable[[asyncpg.Pool, list[Dispatch]], Awaitable[object]],
-) -> None:
-    """Whoever waits for the first device holds none of the later ones: so there is no deadlock."""
-    await accept(pool, A, B, C)
-    dispatches = sorted(await claims.claim(pool, 3), key=lambda dispatch: dispatch.equipment_id, reverse=True)
-    async with other.transaction():
-        await other.execute("SELECT FROM task WHERE equipment_id = $1 FOR UPDATE", A)
-        running = asyncio.ensure_future(statement(pool, dispatches))
-        await eventually(lambda: is_blocked(sql, cast(Any, running)))
-        await sql.execute("SELECT FROM task WHERE equipment_id IN ($1, $2) AND active FOR UPDATE NOWAIT", B, C)
-    await running
 
 
 @pytest.mark.parametrize(

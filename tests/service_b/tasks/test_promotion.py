@@ -1,14 +1,11 @@
 """Whose turn it is, on a real PostgreSQL."""
 
-import asyncio
 from collections.abc import Awaitable
 
 import asyncpg
-import pytest
 
 from service_b.tasks import claims
 from service_b.tasks.promotion import DUE
-from tests.conftest import eventually
 from tests.tasks import (
     A,
     B,
@@ -19,7 +16,6 @@ from tests.tasks import (
     expire,
     finish,
     give_back,
-    is_blocked,
     promote_stranded,
     states,
 )
@@ -89,17 +85,3 @@ async def test_with_nothing_waiting_nothing_is_stranded(pool: asyncpg.Pool, sql:
     await strand(sql, A)
     assert await promote_stranded(pool, "", 10) == ("", 0)
     assert await promote_stranded(pool, "zzz", 10) == ("", 0)
-
-
-async def test_a_stranded_task_gives_way_to_a_newer_one_that_was_quicker(
-    pool: asyncpg.Pool, sql: asyncpg.Connection, other: asyncpg.Connection
-) -> None:
-    await accept(pool, A, A)
-    await strand(sql, A)
-    async with other.transaction():
-        await accept(other, A)
-        promoting = asyncio.create_task(promote_stranded(pool, "", 10))
-        await eventually(lambda: is_blocked(sql, promoting))
-    with pytest.raises(asyncpg.UniqueViolationError):
-        await promoting
-    assert await promote_stranded(pool, "", 10) == ("", 0)

@@ -1,0 +1,22 @@
+"""The states of a task as SQL conditions on its row, in this one place.
+
+The package's docstring says what they mean. The indexes of db/migrations are made for the same words.
+"""
+
+PENDING = "status = 'pending'"
+"""Not finished: in one of the three states that follow."""
+
+WAITING = f"{PENDING} AND NOT active"
+"""Another task of its device comes first."""
+
+DUE = "due_at IS NOT NULL"
+"""Its next attempt may be dispatched at `due_at`, which may lie in the future."""
+
+DISPATCHED = "active AND due_at IS NULL"
+"""An attempt is on its way, and its outcome is awaited."""
+
+FINISHED = "status <> 'pending'"
+"""Has its final status, for good."""
+
+AT_HOME = f"{PENDING} AND (due_at IS NOT NULL OR NOT active)"
+"""Waiting or due: service A has nothing to do with it, unless `due_at` lies in the future and holds the device."""
