@@ -27,27 +27,27 @@ WITHOUT_BODY = {204, 205, 304}
 class Answer(web.StreamResponse):
     """A whole answer: its code, its body, and the headers that it needs besides.
 
-    It takes all that it says when it is made. What a `StreamResponse` could do later (more headers, cookies,
-    compression, a body in pieces, the signal `on_response_prepare`) it refuses instead of losing it: see `REFUSED`.
+    It takes all that it says when it is made, and raises `ValueError` then for what cannot be said. What a
+    `StreamResponse` could do later (more headers, cookies, compression, a body in pieces, the signal
+    `on_response_prepare`) it refuses instead of losing it: see `REFUSED`.
     """
 
     def __init__(self, code: int, body: bytes, headers: Mapping[str, str] | None = None, *, kind: str = JSON) -> None:
         super().__init__(status=code)
+        self._head = _head(code, kind, len(body), headers)
         self._whole = body
-        self._more = headers
-        self._kind = kind
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:  # type: ignore[explicit-override]
-        """Write it; to HEAD the head alone. Raises `ValueError` for what cannot be a header."""
+        """Write it; to HEAD the head alone."""
         if self._eof_sent:  # By a handler that called this itself.
             return request.writer
-        if match := getattr(request, "_match_info", None):  # Absent where the request could not be read.
+        match = getattr(request, "_match_info", None)
+        if match is not None:  # As it is for a request that could not be read.
             for app in match.apps:
-                if app.on_response_prepare:
-                    raise TypeError("on_response_prepare changes answers: an Answer is whole")
+                _check_signals(app)
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
-        head = _head(self.status, self._kind, len(self._whole), self._more)
+        head = self._head
         if not self._keep_alive:
             head += CLOSE
         elif request.version != HttpVersion11:
@@ -93,6 +93,13 @@ def _head(code: int, kind: str, length: int, headers: Mapping[str, str] | None) 
                 raise ValueError(f"{name}: a header's value is printable ASCII")
             head += f"{_field_name(name)}: {value}\r\n"
     return head
+
+
+@lru_cache(maxsize=8)
+def _check_signals(app: web.Application) -> None:
+    """Once an app: it takes no more signals after its start."""
+    if app.on_response_prepare:
+        raise TypeError("on_response_prepare changes answers: an Answer is whole")
 
 
 @lru_cache

@@ -106,7 +106,7 @@ class Connection(web.RequestHandler):
         if isinstance(resp, web.HTTPException):
             allow = {"Allow": resp.headers["Allow"]} if "Allow" in resp.headers else None
             resp = json_error(resp.status, {"code": resp.status, "message": resp.reason}, allow)
-        return super().finish_response(request, resp, start_time)
+        return web.RequestHandler.finish_response(self, request, resp, start_time)
 
     @override
     def handle_error(

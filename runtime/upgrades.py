@@ -15,7 +15,7 @@ from aiohttp.streams import StreamReader
 
 END = b"\r\n\r\n"
 """Of a head, and of a chunked body. It may stand elsewhere, too: a cut too many costs little."""
-LONGEST = len(b"upgrade")
+LONGEST = len(b"connect ")
 
 
 class Cutter:
@@ -41,10 +41,11 @@ class Cutter:
 
     def must_cut(self, data: bytes) -> bool:
         """Take note of a read, and tell whether it must be cut."""
-        text = self._last + data
+        text = (self._last + data).lower()
         self._before, self._last = self._last, text[-LONGEST:]
-        text = text.lower()
-        if b"upgrade" in text or b"connect " in text:
+        # Both kinds of request hold this word: `Connection: Upgrade` and `CONNECT`.
+        at = text.find(b"connect")
+        if at >= 0 and (b"upgrade" in text or b"connect " in text or text.find(END, at) < 0):
             self._is_on = True
         return self._is_on or (self._body is not None and not self._body.is_eof())
 

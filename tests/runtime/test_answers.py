@@ -1,6 +1,7 @@
 """Answers in one piece, as a client gets them that reads the bytes."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -98,3 +99,98 @@ async def test_an_answer_may_close_what_the_client_would_keep(aiohttp_server: Ai
     app.router.add_get("/", answer)
     _, headers, _ = split(await ask((await aiohttp_server(app)).port or 0, "GET / HTTP/1.1"))
     assert headers["Connection"] == "close"
+
+
+# What an answer refuses
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X": "a\r\nEvil: 1"},
+        {"X": "a\nEvil: 1"},
+        {"X": "a\rEvil: 1"},
+        {"X": "\x00"},
+        {"X": "\x7f"},
+        {"X": "ü"},
+        {"X: a\r\nEvil": "1"},
+        {"": "1"},
+        {"X Y": "1"},
+        {"ü": "1"},
+        {"Content-Length": "1"},
+        {"content-type": "text/html"},
+        {"Transfer-Encoding": "chunked"},
+        {"Connection": "close"},
+        {"Date": "today"},
+    ],
+)
+def test_what_is_no_header_of_its_own_is_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="header"):
+        Answer(200, BODY, headers)
+
+
+@pytest.mark.parametrize("code", [101, 204, 205, 304, 999])
+def test_a_code_without_a_body_or_a_meaning_is_refused(code: int) -> None:
+    with pytest.raises(ValueError, match=str(code)):
+        Answer(code, BODY)
+
+
+CHANGES: dict[str, Callable[[Answer], object]] = {
+    "headers": lambda answer: answer.headers.add("X", "1"),
+    "cookies": lambda answer: answer.cookies,
+    "set_cookie": lambda answer: answer.set_cookie("a", "b"),
+    "del_cookie": lambda answer: answer.del_cookie("a"),
+    "content_type": lambda answer: setattr(answer, "content_type", "text/html"),
+    "reading its type": lambda answer: answer.content_type,
+    "charset": lambda answer: setattr(answer, "charset", "utf-8"),
+    "content_length": lambda answer: setattr(answer, "content_length", 1),
+    "last_modified": lambda answer: setattr(answer, "last_modified", 1),
+    "etag": lambda answer: setattr(answer, "etag", "a"),
+    "set_status": lambda answer: answer.set_status(404),
+    "compression": lambda answer: answer.enable_compression(),
+    "chunks": lambda answer: answer.enable_chunked_encoding(),
+    "pieces": lambda answer: answer.write(b"more"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_what_would_be_lost_is_refused(change: str) -> None:
+    with pytest.raises(TypeError, match="whole"):
+        CHANGES[change](Answer(200, BODY))
+
+
+async def test_more_at_the_end_is_refused() -> None:
+    with pytest.raises(TypeError, match="whole"):
+        await Answer(200, BODY).write_eof(b"more")
+
+
+async def test_a_signal_that_would_be_lost_is_refused(aiohttp_server: AiohttpServer) -> None:
+    raised: list[str] = []
+
+    async def change(request: web.Request, response: web.StreamResponse) -> None:
+        """Change nothing."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            await Answer(200, BODY).prepare(request)
+        except TypeError as error:
+            raised.append(str(error))
+        return web.Response()
+
+    app = web.Application()
+    app.on_response_prepare.append(change)
+    app.router.add_get("/", handle)
+    await ask((await aiohttp_server(app)).port or 0, f"GET / HTTP/1.1\r\n{CLOSE}")
+    assert raised == ["on_response_prepare changes answers: an Answer is whole"]
+
+
+async def test_a_handler_may_send_it_itself(aiohttp_server: AiohttpServer) -> None:
+    async def handle(request: web.Request) -> Answer:
+        answer = Answer(200, BODY)
+        await answer.prepare(request)
+        return answer
+
+    app = web.Application()
+    app.router.add_get("/", handle)
+    told = await ask((await aiohttp_server(app)).port or 0, f"GET / HTTP/1.1\r\n{CLOSE}")
+    assert told.count(BODY) == 1

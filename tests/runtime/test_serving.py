@@ -315,6 +315,16 @@ async def test_wherever_the_network_cuts(connect: Connect, first: bytes) -> None
             assert (await wire.rest()).count(b'"name"') == 2
 
 
+async def test_byte_by_byte(connect: Connect) -> None:
+    async with serving(make_app()) as client:
+        wire = await connect(client)
+        for byte in upgrade(b"h2c")[0][:-1]:
+            wire.writer.write(bytes([byte]))
+            await asyncio.sleep(0)
+        wire.writer.write(b"\n" + LAST)
+        assert (await wire.rest()).count(b'"name"') == 2
+
+
 # Ports
 
 
