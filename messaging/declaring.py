@@ -1,7 +1,7 @@
 """Finding the exchanges and queues, and making those that are absent.
 
 What there is may have been made by somebody else, and this process may have no right to make anything. So everything
-is looked for first (which needs no right at all), and only what is absent is declared. What there is and may be
+is looked for first (which needs no right at all, or any), and only what is absent is declared. What there is and may be
 declared is declared all the same: it changes nothing, and the broker says whether it is what we would have made.
 """
 
@@ -64,11 +64,13 @@ class _Questions:
             await self._amqp.close()
 
     async def is_there(self, item: Exchange | Queue) -> bool:
-        """Look for something."""
+        """Look for something. RabbitMQ 4.3 hides what this user has no right to at all, and so does not need."""
         try:
             await self._ask(lambda amqp: _declare(amqp, item, passive=True))
         except ChannelNotFoundEntity:
             return False
+        except ChannelAccessRefused:
+            return True
         return True
 
     async def check(self, there: list[Exchange | Queue]) -> None:

@@ -8,16 +8,18 @@ from uuid import uuid4
 
 import aiormq
 import pytest
+from aiormq.exceptions import ChannelAccessRefused
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from messaging import declaring
 from messaging.channel import Channel
 from messaging.deliveries import Delivery, acknowledge
 from messaging.frames import Letter
 from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
-from messaging.topology import dead_letter_queue, queues
+from messaging.topology import Exchange, Queue, dead_letter_queue, queues
 from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.queues import count_ready, declare, queue_exists
 from tests.system.rabbitmq import RIGHTS, RabbitMQ
@@ -120,6 +122,26 @@ async def test_three_users_with_no_more_rights_than_they_need(
             assert await count_ready(amqp, dead_letter_queue(queue)) == 1
         assert not any(channel.lost.done() for channel in (web, configurator, results))
         assert all(session.unready is None for session in (web_session, configurator_session, results_session))
+
+
+async def test_what_a_newer_broker_hides_is_taken_as_there(
+    own: BrokerSettings, amqp: aiormq.abc.AbstractChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ 4.3 refuses to look for what this user has no right to at all; the one of the tests is older."""
+    await declare(amqp, own)
+    ask = declaring._declare
+
+    async def ask_newer(
+        amqp: aiormq.abc.AbstractChannel, item: Exchange | Queue, *arguments: Any, passive: bool = False
+    ) -> None:
+        if passive and item.name not in (own.exchange, own.to_configure_queue):
+            raise ChannelAccessRefused
+        await ask(amqp, item, *arguments, passive=passive)
+
+    monkeypatch.setattr(declaring, "_declare", ask_newer)
+    async with _as("web", own) as session:
+        channel = await _next(session)
+        assert await channel.publish(own.to_configure_key, [Letter("1", b"task")]) == CONFIRMED
 
 
 @pytest.mark.parametrize("user", RIGHTS)

@@ -17,7 +17,9 @@ LOOPBACK_ONLY = "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
 
 
 RIGHTS = {
-    "web": ("", "{exchange}", ""),
+    # Since RabbitMQ 4.3.1 a queue's depth is told only to who has any right to it. To write to a queue is to bind it,
+    # for which the exchange must be read, too.
+    "web": ("", "({exchange}|{to_configure})", ""),
     "results": ("", "{exchange}\\.dead", "{configured}"),
     "configurator": ("", "{exchange}(\\.dead)?", "{to_configure}"),
 }
