@@ -10,13 +10,14 @@ import structlog
 from aiormq.exceptions import AMQPError
 from pamqp.commands import Basic
 
-from messaging import declaring, metrics, topology
-from messaging.asking import ask, count, describe
+from messaging import metrics, topology
+from messaging.asking import count, describe
 from messaging.consuming import Consumer, Take
 from messaging.deliveries import Delivery
 from messaging.frames import Letter
 from messaging.patience import Patience
 from messaging.publishing import Publication, Publisher
+from messaging.repair import Repair
 from messaging.settings import BrokerSettings
 from messaging.standstill import Standstill
 from messaging.transport import Transport
@@ -39,8 +40,6 @@ class Channel:
         patience: Patience,
     ) -> None:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        # Why a message of ours has reached no queue, until the next one does.
-        self.fault: str | None = None
         self._settings = settings
         self._patience = patience
         # aiormq's connection and its one channel: for all that is not by the hundred.
@@ -48,10 +47,12 @@ class Channel:
         self._amqp = amqp
         # What is by the hundred goes past aiormq: publishes, confirms, deliveries, acknowledgements.
         self._transport = transport
-        self._publisher = Publisher(transport, amqp.number, amqp.max_content_size, self.lost, patience.confirm)
+        confirm = settings.silence_seconds if patience.confirm is None else patience.confirm
+        self._publisher = Publisher(
+            transport, amqp.number, amqp.max_content_size, self.lost, self.lose, patience=confirm
+        )
         self._consumer = Consumer(amqp, self.lost, self.lose, self.unblocked, patience)
-        # The declaration that a returned message has asked for.
-        self._declaring: asyncio.Task[None] | None = None
+        self._repair = Repair(connection, settings, self.lose)
         self._standstill = Standstill(settings.heartbeat_seconds, self.lost, self.lose)
         transport.reader.receiver = self
         amqp.closing.add_done_callback(lambda _: self.lose("closed"))
@@ -59,18 +60,29 @@ class Channel:
         # The broker cancels a consumer whose queue or node is gone, and leaves channel and connection open.
         amqp.on_consumer_cancel_callbacks.add(lambda _: self.lose("consumer cancelled by the broker"))
 
+    @property
+    def fault(self) -> str | None:
+        """Why a message of ours has reached no queue, until the next one does."""
+        return self._repair.fault
+
     def lose(self, reason: str, error: BaseException | None = None) -> None:
-        """Give the channel up; the session opens another one. The broker's own words say more than any error."""
-        if not self.lost.done():
-            why = self._transport.reader.said(self._amqp.number) or (error and describe(error))
-            self.lost.set_result(f"{reason}: {why}" if why else reason)
+        """Give the channel up; the session opens another one. The broker's own words say more than any error.
+
+        What was published and not confirmed is told to be uncertain now, and must not go out later: a closed transport
+        still sends what is in its buffer, an aborted one does not.
+        """
+        if self.lost.done():
+            return
+        why = self._transport.reader.said(self._amqp.number) or (error and describe(error))
+        self.lost.set_result(f"{reason}: {why}" if why else reason)
+        if self._publisher.is_owed_confirms:
+            self._transport.abort()
 
     async def close(self) -> None:
-        """Close the connection; the broker reads what is written before the end of it."""
+        """Close the connection; where no confirm is owed, the broker reads what is written before the end of it."""
         self.lose("closed by us")
         self._standstill.stop()
-        if self._declaring:
-            self._declaring.cancel()
+        self._repair.cancel()
         try:
             await self._connection.close(ConnectionError("closed by us"), timeout=self._patience.close)
         except (TimeoutError, OSError, AMQPError) as error:
@@ -113,9 +125,9 @@ class Channel:
             letters,
         )
         if Publication.RETURNED in publications:
-            await self._declare_again(exchange, routing_key)
+            await self._repair.run(exchange, routing_key)
         elif mandatory:
-            self.fault = None
+            self._repair.fault = None
         return publications
 
     async def dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
@@ -173,17 +185,3 @@ class Channel:
         """
         messages, consumers = await count(self._amqp, queue, self.lose, self._patience.answer)
         return messages if consumers else None
-
-    async def _declare_again(self, *route: str) -> None:
-        """After a returned message: its queue or binding is gone. One declaration serves a whole batch of returns."""
-        if self._declaring is None or self._declaring.done():
-            self._declaring = asyncio.create_task(ask("declare", self._declare(*route), self.lose))
-        await asyncio.wait({self._declaring})
-
-    async def _declare(self, exchange: str, routing_key: str) -> None:
-        try:
-            await declaring.ensure(self._connection, self._settings, returned=(exchange, routing_key))
-        except declaring.TopologyError as error:
-            # Another channel could declare no more, and this one's deliveries may be hours of work.
-            self.fault = str(error)
-            log.error("amqp.undeclared", error=self.fault)

@@ -11,8 +11,8 @@ class Patience:
     """To connect, and to find or make the topology."""
     answer: float = 10.0
     """For the broker's answer to a question (a subscription, a declaration, a count)."""
-    confirm: float = 30.0
-    """For the confirm of a publish."""
+    confirm: float | None = None
+    """For the confirm of a publish; None: as long as for a connection that is silent (`BrokerSettings`)."""
     close: float = 5.0
     """For the broker's word that a connection is closed."""
     supply: float = 3.0

@@ -10,6 +10,7 @@ import structlog
 from pamqp.commands import Basic
 
 from messaging import metrics
+from messaging.asking import Lose
 from messaging.frames import Letter, encode_publishes
 from messaging.transport import Transport
 
@@ -47,26 +48,46 @@ class Publisher:
     """Publishes over one channel, in confirm mode from its beginning, and matches what the broker says to it.
 
     `max_piece`: bytes of a body that a frame may carry. `lost`: done when nothing of this channel is to be waited for
-    any more. `patience`: seconds that a confirm may take.
+    any more; `lose` makes it so. `patience`: seconds that a confirm may take.
     """
 
     def __init__(
-        self, transport: Transport, channel: int, max_piece: int, lost: asyncio.Future[str], patience: float
+        self,
+        transport: Transport,
+        channel: int,
+        max_piece: int,
+        lost: asyncio.Future[str],
+        lose: Lose,
+        *,
+        patience: float,
     ) -> None:
         self._transport = transport
         self._channel = channel
         self._max_piece = max_piece
         self._lost = lost
+        self._lose = lose
         self._patience = patience
         # The broker counts publishes from the channel's opening on, and so do we: its confirms name the number.
         self._published = 0
         # Where each number that is not confirmed yet belongs: its batch, and its position there. In order.
         self._unconfirmed: OrderedDict[int, tuple[Batch, int]] = OrderedDict()
+        # Whether a batch was given up: it may still lie in a buffer.
+        self._has_forgotten = False
+
+    @property
+    def is_owed_confirms(self) -> bool:
+        """Whether anything that was written may still be on its way to the broker."""
+        return self._has_forgotten or bool(self._unconfirmed)
 
     async def publish(
         self, route: Basic.Publish, properties: Basic.Properties, letters: Sequence[Letter]
     ) -> list[Publication]:
-        """Publish all letters by one route in one write, and tell what became of each once the broker has answered."""
+        """Publish all letters by one route in one write, and tell what became of each once the broker has answered.
+
+        What would lie in our own buffer for long is refused: nobody could say when it goes out.
+        """
+        if self._transport.is_full:
+            return [Publication.REFUSED] * len(letters)
         frames = encode_publishes(self._channel, self._max_piece, route, properties, letters)
         if not self._transport.write(frames):
             return [Publication.REFUSED] * len(letters)
@@ -76,7 +97,9 @@ class Publisher:
         self._unconfirmed.update((tag, (batch, position)) for position, tag in enumerate(tags))
         either: list[asyncio.Future[None] | asyncio.Future[str]] = [batch.concluded, self._lost]
         try:
-            await asyncio.wait(either, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(either, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
+            if not done and not self._transport.reader.is_blocked:
+                self._lose("no confirm in time")
         finally:
             if batch.unconfirmed:
                 self._forget(batch, tags)
@@ -112,6 +135,7 @@ class Publisher:
             batch.concluded.set_result(None)
 
     def _forget(self, batch: Batch, tags: Sequence[int]) -> None:
+        self._has_forgotten = True
         for tag, letter in zip(tags, batch.letters, strict=True):
             if self._unconfirmed.pop(tag, None):
                 log.debug("amqp.unconfirmed", message_id=letter.message_id)

@@ -59,7 +59,7 @@ class Session:
         while True:
             raise_if_cancelled()
             attempt += 1
-            node, transport = next(self._nodes), Transport()
+            node, transport = next(self._nodes), Transport(self._settings.silence_seconds)
             try:
                 channel = await self._open(node, transport)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - aiormq raises bare ones, too.

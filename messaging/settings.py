@@ -103,10 +103,15 @@ class BrokerSettings(FrozenSettings):
         return max(int(url.query["heartbeat"]) for url in self.nodes)
 
     @property
+    def silence_seconds(self) -> float:
+        """How long a connection may be silent before aiormq closes it, and a confirm be late before we abort it."""
+        return 3 * (self.heartbeat_seconds + 1)
+
+    @property
     def lateness_seconds(self) -> float:
         """How late a message may still reach its reader, or a publish the broker, after the other side gave it up.
 
-        aiormq closes a silent connection after 3 x (heartbeat + 1) seconds, looked at every half heartbeat; the
-        broker after two heartbeats; and a channel whose process stood still for a heartbeat is given up.
+        A silent connection is given up after `silence_seconds` by us, by the broker after two heartbeats; and a channel
+        whose process stood still for a heartbeat is given up.
         """
-        return 4 * self.heartbeat_seconds + 3
+        return self.heartbeat_seconds + self.silence_seconds

@@ -17,9 +17,14 @@ class Wire(Transport):
     """Takes frames and sends them nowhere."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(1)
         self.batches = 0
         self.is_open = True
+        self.is_stuck = False
+
+    @property
+    def is_full(self) -> bool:  # type: ignore[explicit-override]
+        return self.is_stuck
 
     def write(self, frames: bytes) -> bool:  # type: ignore[explicit-override]
         self.batches += self.is_open
@@ -38,7 +43,7 @@ async def lost() -> asyncio.Future[str]:
 
 @pytest.fixture
 async def publisher(wire: Wire, lost: asyncio.Future[str]) -> Publisher:
-    return Publisher(wire, 1, 1000, lost, 3600)
+    return Publisher(wire, 1, 1000, lost, lambda *_: None, patience=3600)
 
 
 async def begin(publisher: Publisher, wire: Wire, *names: str) -> asyncio.Task[list[Publication]]:
@@ -85,7 +90,8 @@ async def test_with_its_channel_a_batch_is_uncertain_but_for_what_was_said(
 
 
 async def test_late_confirms_of_what_was_given_up_count_for_nothing(wire: Wire, lost: asyncio.Future[str]) -> None:
-    publisher = Publisher(wire, 1, 1000, lost, 0)
+    wire.reader.is_blocked = True
+    publisher = Publisher(wire, 1, 1000, lost, lambda *_: None, patience=0)
     given_up = await (await begin(publisher, wire, "a", "b"))
     publisher._patience = 3600
     batch = await begin(publisher, wire, "c")
@@ -115,3 +121,32 @@ async def test_what_cannot_be_written_is_refused_and_takes_no_number(publisher: 
     batch = await begin(publisher, wire, "b")
     publisher.on_confirm(1, multiple=False, accepted=True)
     assert await batch == [CONFIRMED]
+
+
+async def test_what_would_wait_in_our_own_buffer_is_refused_and_takes_no_number(
+    publisher: Publisher, wire: Wire
+) -> None:
+    wire.is_stuck = True
+    assert await publisher.publish(Basic.Publish(), Basic.Properties(), [Letter("a", b"")]) == [REFUSED]
+    assert not publisher.is_owed_confirms
+    wire.is_stuck = False
+    batch = await begin(publisher, wire, "b")
+    publisher.on_confirm(1, multiple=False, accepted=True)
+    assert await batch == [CONFIRMED]
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+async def test_late_confirms_cost_the_channel_unless_the_broker_says_why(
+    wire: Wire, lost: asyncio.Future[str], blocked: bool
+) -> None:
+    wire.reader.is_blocked = blocked
+    owed: list[bool] = []
+
+    def lose(reason: str, error: BaseException | None = None) -> None:
+        lost.set_result(reason)
+        owed.append(hasty.is_owed_confirms)
+
+    hasty = Publisher(wire, 1, 1000, lost, lose, patience=0)
+    assert await (await begin(hasty, wire, "a")) == [UNCERTAIN]
+    assert (lost.done(), owed) == ((False, []) if blocked else (True, [True]))
+    assert hasty.is_owed_confirms, "it may still lie in a buffer"

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import signal
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -624,3 +625,27 @@ async def _memory_alarm(node: RabbitMQ) -> AsyncIterator[None]:
         yield
     finally:
         await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+
+
+async def test_what_was_given_up_does_not_reach_the_broker_later(node: RabbitMQ) -> None:
+    """More than the kernel holds: without the abort, all of it goes out once the broker reads again."""
+    settings = _at(_own(node, "late"), node.url, heartbeat=60)
+    letters = [Letter(str(number), bytes(1 << 19)) for number in range(64)]
+    assert node._process
+    async with Session(settings, "test", Patience(confirm=0.5, close=0.5)) as session:
+        channel = await _next(session)
+        node._process.send_signal(signal.SIGSTOP)
+        try:
+            assert set(await channel.publish(settings.configured_key, letters)) == {Publication.UNCERTAIN}
+            assert await _lost(channel) == "no confirm in time"
+            await session.__aexit__(None, None, None)
+        finally:
+            node._process.send_signal(signal.SIGCONT)
+
+    async def no_connections() -> bool:
+        return not await asyncio.to_thread(node.ctl, "list_connections", "pid")
+
+    await eventually(no_connections, every=0.5)
+    connection = await aiormq.connect(settings.nodes[0])
+    assert await _ready(await connection.channel(), settings.configured_queue) < len(letters)
+    await connection.close()

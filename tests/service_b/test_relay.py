@@ -375,7 +375,12 @@ async def test_with_the_broker_down_nothing_is_claimed_and_all_is_relayed_when_i
 async def test_what_the_broker_refuses_is_published_again(
     pool: asyncpg.Pool, watch: Watch, node: RabbitMQ, sql: asyncpg.Connection
 ) -> None:
-    settings = BrokerSettings(amqp_url=SecretStr(f"{node.url}?heartbeat=2"), to_configure_queue="full", exchange="full")
+    settings = BrokerSettings(
+        amqp_url=SecretStr(f"{node.url}?heartbeat=2"),
+        exchange="full",
+        to_configure_queue="full",
+        configured_queue="full_outcomes",
+    )
     policy = '{"max-length": 1, "overflow": "reject-publish"}'
     await asyncio.to_thread(node.ctl, "set_policy", "full", "^full$", policy, "--apply-to", "queues")
     async with relaying(settings, pool), channel_to(settings) as channel:
