@@ -25,26 +25,27 @@ class Consumers:
 
     No work is taken while service A cannot be reached. A redelivered task is never called for blindly: some process
     may still be calling A for it, and A goes on after its caller has died.
-
-    `_jobs`: every task taken, until its outcome is with the broker; `_idle` is set while there is none.
-    `_waiting`: those of them that no consumer has begun.
-    `_background`: reports and dead letters that no consumer waits for.
-    `_stopping`: take nothing more; `_unsubscribed`: the broker brings nothing more.
     """
 
     def __init__(self, session: Session, service_a: ServiceA, settings: Settings) -> None:
         self._session = session
         self._service_a = service_a
         self._settings = settings
-        self._jobs: dict[Key, Job] = {}
-        self._waiting: asyncio.Queue[Job] = asyncio.Queue()
         self._reports = Reports(session, settings.configured_key, self._forget)
-        self._background: set[asyncio.Task[None]] = set()
-        self._stopping = asyncio.Event()
-        self._unsubscribed = asyncio.Event()
-        self._unsubscribed.set()
+        self._jobs: dict[Key, Job] = {}
+        """Every task taken, until its outcome is with the broker."""
         self._idle = asyncio.Event()
+        """Set while there is no job."""
         self._idle.set()
+        self._waiting: asyncio.Queue[Job] = asyncio.Queue()
+        """The jobs that no consumer has begun."""
+        self._background: set[asyncio.Task[None]] = set()
+        """Reports and dead letters that no consumer waits for."""
+        self._stopping = asyncio.Event()
+        """Set when nothing more may be taken."""
+        self._unsubscribed = asyncio.Event()
+        """Set while the broker brings nothing."""
+        self._unsubscribed.set()
 
     async def run(self) -> None:
         """Consume until stopped, and every outcome is with the broker."""

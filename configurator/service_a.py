@@ -28,12 +28,14 @@ KEEPALIVE_SECONDS = 3.0
 
 
 class ServiceA:
-    """Service A over HTTP. Of `reachable` and `unreachable` one is set: could the last connection be made?"""
+    """Service A over HTTP."""
 
     def __init__(self, url: str, *, probe_seconds: float = PROBE_SECONDS, reach_seconds: float = REACH_SECONDS) -> None:
         self._url = URL(url)
         self._probe_seconds = probe_seconds
+        """Between two attempts to reach an A that could not be reached."""
         self._path = f"{url}/api/v1/equipment/cpe/"
+        """The URL of a call, without the device's serial."""
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,
@@ -46,6 +48,7 @@ class ServiceA:
             auto_decompress=False,
         )
         self.reachable = asyncio.Event()
+        """Set while the last connection could be made; otherwise `unreachable` is."""
         self.unreachable = asyncio.Event()
         self.reachable.set()
 

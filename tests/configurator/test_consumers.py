@@ -474,7 +474,11 @@ async def test_while_a_is_down_no_task_is_taken_and_afterwards_it_goes_on_by_its
     await fake_a.start()
     assert await wire.kinds(*late) == [OutcomeKind.SUCCESS] * 3
     assert len(fake_a.ledger) == 3
-    assert (await app.get("/health/ready")).status == 200
+
+    async def is_ready() -> bool:
+        return (await app.get("/health/ready")).status == 200
+
+    await eventually(is_ready)  # What is missing is asked for once a second.
 
 
 async def test_tasks_taken_but_not_begun_when_a_goes_down_are_handed_back(
