@@ -115,7 +115,7 @@ CREATE UNIQUE INDEX task_active ON public.task USING btree (equipment_id) WHERE 
 -- Name: task_deadline; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX task_deadline ON public.task USING btree (deadline_at) WHERE ((status = 'pending'::text) AND ((due_at IS NOT NULL) OR (NOT active)));
+CREATE INDEX task_deadline ON public.task USING btree (deadline_at) WHERE ((status = 'pending'::text) AND ((active AND (due_at IS NULL)) IS FALSE));
 
 
 --

@@ -23,6 +23,15 @@ SESSION = {
     "jit": "off",
     # The values of a statement that fails: a task's parameters, with a password among them.
     "log_parameter_max_length_on_error": "0",
+    # The statistics are always of another moment than the one to plan for: of an empty table, or of one that was all
+    # finished. So nothing is left to them. A statement is planned once; rows are found by an index; where one must be
+    # looked up for each row of a batch the statement says LATERAL, for which there is only the nested loop; all else
+    # is joined by hash: never each of a batch with each, and never by reading a whole index in its order.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_nestloop": "off",
+    "enable_mergejoin": "off",
 }
 """What our statements stand on, as PostgreSQL shows it, whatever the defaults of the role and of the database are.
 

@@ -1,7 +1,7 @@
 -- migrate:up
 CREATE TABLE task (
     id uuid PRIMARY KEY,
-    -- The order of acceptance. Two tasks of one device get it in the order in which they were committed.
+    -- The order of acceptance: a task that was sent after another one had been accepted has a higher one.
     seq bigint GENERATED ALWAYS AS IDENTITY,
     equipment_id text COLLATE "C" NOT NULL,
     -- What service A is asked; json, not jsonb, so that it goes through as it came.
@@ -12,7 +12,7 @@ CREATE TABLE task (
     deadline_at timestamptz NOT NULL,
 
     status text NOT NULL DEFAULT 'pending',
-    -- The task that its device's configuration belongs to now; a pending one that is not active waits for it.
+    -- True for the one task that may configure its device now; a pending one that is not active waits for it.
     active boolean NOT NULL,
     -- When the next attempt may be dispatched; null while waiting, dispatched or finished.
     due_at timestamptz,
@@ -50,7 +50,7 @@ CREATE INDEX task_waiting ON task (equipment_id, seq) WHERE status = 'pending' A
 CREATE INDEX task_due ON task (due_at) WHERE due_at IS NOT NULL;
 -- What the reconciler looks at: attempts without an outcome, and what may expire.
 CREATE INDEX task_dispatched ON task (dispatched_at) WHERE active AND due_at IS NULL;
-CREATE INDEX task_deadline ON task (deadline_at) WHERE status = 'pending' AND (due_at IS NOT NULL OR NOT active);
+CREATE INDEX task_deadline ON task (deadline_at) WHERE status = 'pending' AND (active AND due_at IS NULL) IS FALSE;
 
 -- migrate:down
 DROP TABLE task;

@@ -18,5 +18,8 @@ DISPATCHED = "active AND due_at IS NULL"
 FINISHED = "status <> 'pending'"
 """Has its final status, for good."""
 
-AT_HOME = f"{PENDING} AND (due_at IS NOT NULL OR NOT active)"
-"""Waiting or due: service A has nothing to do with it, unless `due_at` lies in the future and holds the device."""
+AT_HOME = f"{PENDING} AND ({DISPATCHED}) IS FALSE"
+"""Waiting or due: service A has nothing to do with it, unless `due_at` lies in the future and holds the device.
+
+So written, PostgreSQL does not see that whatever waits is at home, and does not look for it in this one's index, too.
+"""

@@ -196,7 +196,7 @@ MUTANTS = (
     Mutant(
         "dispatched tasks expire",
         "service_b/tasks/states.py",
-        [('AT_HOME = f"{PENDING} AND (due_at IS NOT NULL OR NOT active)"', "AT_HOME = PENDING")],
+        [('AT_HOME = f"{PENDING} AND ({DISPATCHED}) IS FALSE"', "AT_HOME = PENDING")],
         HASTY,
         frozenset({"overlapping"}),
     ),

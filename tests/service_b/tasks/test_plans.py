@@ -1,0 +1,180 @@
+"""Every statement keeps its plan, whatever the statistics say: it finds its rows by their keys."""
+
+import ast
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from service_b import tasks
+from service_b.database import DatabaseSettings, connect
+
+READS_ALL = {"COUNT"}
+"""Asked twenty times a minute at most, for what is unfinished."""
+
+FILL = """
+    INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, active,
+                      due_at, status, code, finished_at, attempt, dispatched_at)
+    SELECT gen_random_uuid(), 'DEVICE' || CASE WHEN n % 3 = 0 THEN n - 1 ELSE n END, 1, '{}', 1,
+           now() + interval '1 day', NOT $2 AND n % 3 <> 0,
+           CASE WHEN NOT $2 AND n % 3 = 1 THEN now() - n * interval '1 ms' END,
+           CASE WHEN $2 THEN 'success' ELSE 'pending' END, CASE WHEN $2 THEN 200 END, CASE WHEN $2 THEN now() END,
+           CASE WHEN $2 OR n % 3 = 2 THEN 1 ELSE 0 END,
+           CASE WHEN $2 OR n % 3 = 2 THEN now() - n * interval '1 ms' END
+    FROM generate_series(1, $1::integer) AS n
+"""
+
+
+def modules() -> list[str]:
+    return [f"{tasks.__name__}.{module.name}" for module in pkgutil.iter_modules(tasks.__path__)]
+
+
+def statements() -> dict[str, str]:
+    """All statements of the package: constants that begin as SQL does."""
+    return {
+        name: value
+        for module in map(importlib.import_module, modules())
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, str) and re.match(r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b", value)
+    }
+
+
+def test_nothing_but_these_statements_is_sent() -> None:
+    """So no statement escapes the tests below."""
+    for path in Path(tasks.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                if node.func.attr in ("execute", "executemany", "fetch", "fetchrow", "fetchval", "fetchmany"):
+                    assert isinstance(node.args[0], ast.Name), f"{path.name}:{node.lineno}"
+                    assert node.args[0].id in statements(), f"{path.name}:{node.lineno}"
+                assert node.func.attr not in ("prepare", "cursor", "copy_records_to_table"), (
+                    f"{path.name}:{node.lineno}"
+                )
+
+
+async def explain(connection: asyncpg.Connection, statement: str) -> dict[str, Any]:
+    """The generic plan of a statement."""
+    await connection.execute(f"PREPARE explained AS {statement}")
+    parameters = len(set(re.findall(r"\$\d+", statement)))
+    values = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
+    text = await connection.fetchval(f"EXPLAIN (FORMAT JSON, VERBOSE) EXECUTE explained{values}")
+    await connection.execute("DEALLOCATE explained")
+    plan: dict[str, Any] = json.loads(text)[0]["Plan"]
+    return plan
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        child["parent"] = plan["Node Type"]
+        yield from nodes(child)
+
+
+def looks_up(plan: dict[str, Any]) -> bool:
+    """Whether it finds tasks by a key, and does nothing else for each call."""
+    return any("Index" in node["Node Type"] and "Index Cond" in node for node in nodes(plan))
+
+
+def faults(plan: dict[str, Any]) -> list[str]:
+    """What makes a statement read the table, or its own batch, again and again."""
+    found = []
+    whole = str(plan)
+    for node in nodes(plan):
+        kind = node["Node Type"]
+        if node.get("Relation Name") == "task" and kind != "ModifyTable":
+            ordered_only = node.get("parent") == "Limit" and "Filter" not in node
+            if "Index" not in kind or not ("Index Cond" in node or ordered_only):
+                found.append(f"{kind} of task without a key")
+        if kind == "Nested Loop" and not looks_up(node["Plans"][1]):
+            found.append(f"Nested Loop over {node['Plans'][1]['Node Type']}")
+        name = node.get("Subplan Name", "")
+        if name.startswith("SubPlan") and not looks_up(node) and f"hashed {name}" not in whole:
+            found.append(f"{name} for each row: {kind}")
+    return found
+
+
+@pytest.fixture
+async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    # Nobody else shall analyze it meanwhile.
+    await connection.execute("ALTER TABLE task SET (autovacuum_enabled = off)")
+    yield connection
+    await connection.execute("ALTER TABLE task RESET (autovacuum_enabled)")
+    await connection.close()
+
+
+async def never_analyzed(admin: asyncpg.Connection) -> None:
+    """As it is."""
+
+
+async def analyzed_while_empty(admin: asyncpg.Connection) -> None:
+    await admin.execute("VACUUM ANALYZE task")
+
+
+async def grown_since_analyzed_while_empty(admin: asyncpg.Connection) -> None:
+    await admin.execute("VACUUM ANALYZE task")
+    await admin.execute(FILL, 20_000, False)
+
+
+async def grown_but_never_analyzed(admin: asyncpg.Connection) -> None:
+    await admin.execute(FILL, 20_000, False)
+
+
+async def all_pending(admin: asyncpg.Connection) -> None:
+    await admin.execute(FILL, 20_000, False)
+    await admin.execute("VACUUM ANALYZE task")
+
+
+async def all_finished(admin: asyncpg.Connection) -> None:
+    await admin.execute(FILL, 20_000, True)
+    await admin.execute("VACUUM ANALYZE task")
+
+
+async def all_finished_then_pending(admin: asyncpg.Connection) -> None:
+    await all_finished(admin)
+    await admin.execute(FILL, 20_000, False)
+
+
+async def one_pending(admin: asyncpg.Connection) -> None:
+    await admin.execute(FILL, 1, False)
+    await admin.execute("VACUUM ANALYZE task")
+
+
+async def grown_a_hundredfold(admin: asyncpg.Connection) -> None:
+    await admin.execute(FILL, 200, False)
+    await admin.execute("VACUUM ANALYZE task")
+    await admin.execute(FILL.replace("'DEVICE' ||", "'GROWN' ||"), 20_000, False)
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        never_analyzed,
+        analyzed_while_empty,
+        grown_since_analyzed_while_empty,
+        grown_but_never_analyzed,
+        all_pending,
+        all_finished,
+        all_finished_then_pending,
+        one_pending,
+        grown_a_hundredfold,
+    ],
+)
+async def test_every_statement_keeps_its_plan(
+    reach: Any, admin: asyncpg.Connection, database: DatabaseSettings
+) -> None:
+    await admin.execute("DELETE FROM pg_statistic WHERE starelid = 'task'::regclass")
+    await reach(admin)
+    connection = await connect(database)
+    try:
+        found = {name: faults(await explain(connection, statement)) for name, statement in statements().items()}
+    finally:
+        await connection.close()
+    assert len(found) > 10
+    assert {name: bad for name, bad in found.items() if bad and name not in READS_ALL} == {}
