@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,11 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             Host(name, address, peer, thread)
             for name, address, peer, thread in zip(names, addresses, reversed(addresses), threads, strict=True)
         )
+        for thread in threads:
+            thread.submit(os.getpid).result()
         yield one, other
+    except BrokenThreadPool:
+        raise CannotMakeHostsError("a thread may not enter a network namespace") from None
     finally:
         for thread in threads:
             thread.shutdown()

@@ -1,14 +1,10 @@
 """The configurator's process between a real broker and a service A that misbehaves: tasks in, outcomes out."""
 
 import asyncio
-import gzip
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
-from uuid import uuid4
 
 import aiormq
 import pytest
@@ -26,17 +22,15 @@ from configurator.settings import Settings
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
+from tests.configurator.calls import LIMIT, make_task
 from tests.conftest import eventually
-from tests.fake_a import Behaviour, FakeA, answer, reset, silence
+from tests.fake_a import Behaviour, FakeA, answer, silence
 from tests.proxy import Proxy
 from tests.queues import declare
 from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
 
 Start = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
-
-LIMIT = 60.0
-"""Seconds of a call, where the test does not wait for them."""
 
 
 class Wire:
@@ -131,19 +125,8 @@ def _behind(proxy: Proxy, broker: BrokerSettings) -> SecretStr:
     return SecretStr(str(broker.nodes[0].with_host("127.0.0.1").with_port(proxy.url_port)))
 
 
-def _task(equipment_id: str = "ROUTER1", *, limit: float = LIMIT, attempt: int = 1, **parameters: Any) -> ConfigureTask:
-    return ConfigureTask(
-        task_id=uuid4(),
-        attempt=attempt,
-        equipment_id=equipment_id,
-        timeout_in_seconds=14,
-        time_limit_seconds=limit,
-        parameters=json.dumps(parameters or {"username": "admin", "password": "secret", "interfaces": [1]}),
-    )
-
-
 def _tasks(count: int, **changed: Any) -> list[ConfigureTask]:
-    return [_task(f"ROUTER{number}", **changed) for number in range(count)]
+    return [make_task(f"ROUTER{number}", **changed) for number in range(count)]
 
 
 def _held(gate: asyncio.Event) -> Behaviour:
@@ -152,29 +135,6 @@ def _held(gate: asyncio.Event) -> Behaviour:
     async def behave(fake: FakeA, request: web.Request) -> web.StreamResponse:
         await gate.wait()
         return await answer()(fake, request)
-
-    return behave
-
-
-def _raw(data: bytes) -> Behaviour:
-    """Say something that is not HTTP, or half of it, and hang up."""
-
-    async def behave(fake: FakeA, request: web.Request) -> web.StreamResponse:
-        assert request.transport
-        request.transport.write(data)
-        request.transport.close()
-        return web.Response()
-
-    return behave
-
-
-def _compressed(message: str = "success") -> Behaviour:
-    """Answer as a proxy that compresses, whatever it is asked for."""
-
-    async def behave(fake: FakeA, request: web.Request) -> web.StreamResponse:
-        assert request.headers["Accept-Encoding"] == "identity"
-        body = gzip.compress(json.dumps({"code": 200, "message": message}).encode())
-        return web.Response(body=body, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"})
 
     return behave
 
@@ -189,96 +149,13 @@ def _most_at_once(fake_a: FakeA) -> int:
     return most
 
 
-HTML_404 = "<html><body><h1>404 Not Found</h1></body></html>"
-LOST = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 32\r\n\r\n{"code":200,'
-
-ANSWERS: dict[str, tuple[Behaviour, OutcomeKind, str]] = {
-    "success": (answer(200), OutcomeKind.SUCCESS, "200 as told"),
-    "not found": (answer(404), OutcomeKind.NOT_FOUND, "404 as told"),
-    "failed": (answer(500), OutcomeKind.FAILED, "500 as told"),
-    "malformed": (
-        answer(400, '{"code":400,"message":"vlan is odd"}'),
-        OutcomeKind.REJECTED,
-        "400 vlan is odd",
-    ),
-    "invalid": (answer(422, '{"code":422,"message":"no such vlan"}'), OutcomeKind.REJECTED, "422 no such vlan"),
-    "unavailable": (answer(503), OutcomeKind.UNAVAILABLE, "service A answered 503"),
-    "unavailable, says a proxy": (answer(503, "busy"), OutcomeKind.UNAVAILABLE, "service A answered 503"),
-    "too many": (answer(429), OutcomeKind.UNAVAILABLE, "service A answered 429"),
-    "garbage body": (answer(200, "\x00{]"), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 200"),
-    "empty body": (answer(200, ""), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 200"),
-    "another code": (answer(200, '{"code":500}'), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 200"),
-    "a proxy's 404": (answer(404, HTML_404), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 404"),
-    "a proxy's 502": (answer(502, HTML_404), OutcomeKind.UNKNOWN, "not an answer of service A: HTTP 502"),
-    "A's own 504": (answer(504), OutcomeKind.UNKNOWN, "504 as told"),
-    "redirect": (
-        answer(302, headers={"Location": "/api/v1/equipment/cpe/ELSEWHERE"}),
-        OutcomeKind.UNKNOWN,
-        "302 as told",
-    ),
-    "compressed": (_compressed(), OutcomeKind.SUCCESS, "200 success"),
-    "compressed, over 64 KiB": (
-        _compressed("x" * 1_000_000),
-        OutcomeKind.UNKNOWN,
-        "not an answer of service A: HTTP 200",
-    ),
-    "garbage HTTP": (_raw(b"\x16\x03 garbage\r\n\r\n"), OutcomeKind.UNKNOWN, "no answer: "),
-    "hung up": (_raw(b""), OutcomeKind.UNKNOWN, "no answer: ServerDisconnectedError"),
-    "lost in the middle": (_raw(LOST), OutcomeKind.UNKNOWN, "no answer: ClientPayloadError"),
-    "reset": (reset(), OutcomeKind.UNKNOWN, "no answer: "),
-    "over 64 KiB": (
-        answer(200, json.dumps({"code": 200, "message": "x" * 70_000})),
-        OutcomeKind.UNKNOWN,
-        "not an answer of service A: HTTP 200",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ANSWERS)
-async def test_one_call_has_one_outcome(start: Start, wire: Wire, fake_a: FakeA, name: str) -> None:
-    behaviour, kind, reason = ANSWERS[name]
-    fake_a.script["ROUTER1"].append(behaviour)
-    await start()
-    task = _task()
-    await wire.put(task)
-    (outcome,) = await wire.ends(task)
-    assert (outcome.task_id, outcome.attempt, outcome.kind) == (task.task_id, 1, kind)
-    assert outcome.reason.startswith(reason)
-    assert outcome.retry_after_seconds is None
-    if kind is OutcomeKind.UNKNOWN:
-        assert LIMIT / 2 < outcome.hold_seconds <= LIMIT, "A may be at work until the limit"
-    else:
-        assert outcome.hold_seconds == 0
-    assert [work.equipment_id for work in fake_a.ledger] == ["ROUTER1"]
-
-
-async def test_a_gets_the_task_as_its_client_wrote_it_and_knows_the_attempt(
-    start: Start, wire: Wire, fake_a: FakeA
-) -> None:
-    await start()
-    parameters: dict[str, Any] = {
-        "username": "ädmin\u2028",
-        "password": "\x01\"'\\",
-        "vlan": None,
-        "interfaces": [],
-        "unknown": {"deep": [{"er": 1.0}, 2**70, -0.1, True, ""], "": "空"},
-    }
-    task = _task("Serial00", attempt=7, **parameters)
-    await wire.put(task)
-    await wire.ends(task)
-    (work,) = fake_a.ledger
-    assert work.equipment_id == "Serial00"
-    assert (work.task_id, work.attempt) == (str(task.task_id), 7)
-    assert json.dumps(work.body) == json.dumps({"timeoutInSeconds": 14, "parameters": parameters})
-
-
 async def test_a_text_of_as_that_quotes_the_parameters_is_told_without_them(
     start: Start, wire: Wire, fake_a: FakeA
 ) -> None:
     said = "password 'hunter2' of 'admin' in \"käse\\u00e9\" is too short" + "." * 280 + "hunter2"
     fake_a.default = answer(422, json.dumps({"code": 422, "message": said}))
     app = await start()
-    task = _task(username="admin", password="hunter2", interfaces=[], more=[{"deep": ["käse\\u00e9"]}])
+    task = make_task(username="admin", password="hunter2", interfaces=[], more=[{"deep": ["käse\\u00e9"]}])
     with capture_logs() as logs:
         await wire.put(task)
         (outcome,) = await wire.ends(task)
@@ -288,60 +165,6 @@ async def test_a_text_of_as_that_quotes_the_parameters_is_told_without_them(
     assert "call.ended" in str(logs)
     for secret in ("hunt", "admin", "käse"):
         assert secret not in outcome.reason + str(logs)
-
-
-RETRY_AFTER = {
-    "seconds": ("7", 7.0),
-    "in the past": ("Mon, 01 Jan 2001 00:00:00 GMT", 0.0),
-    "garbage": ("soon", None),
-    "negative": ("-7", None),
-}
-
-
-@pytest.mark.parametrize("name", RETRY_AFTER)
-async def test_retry_after_is_passed_on(start: Start, wire: Wire, fake_a: FakeA, name: str) -> None:
-    header, seconds = RETRY_AFTER[name]
-    fake_a.default = answer(503, headers={"Retry-After": header})
-    await start()
-    task = _task()
-    await wire.put(task)
-    (outcome,) = await wire.ends(task)
-    assert (outcome.kind, outcome.retry_after_seconds) == (OutcomeKind.UNAVAILABLE, seconds)
-
-
-@pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_may_be_a_date(start: Start, wire: Wire, fake_a: FakeA, status: int) -> None:
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=1000), usegmt=True)
-    fake_a.default = answer(status, headers={"Retry-After": date})
-    await start()
-    task = _task()
-    await wire.put(task)
-    (outcome,) = await wire.ends(task)
-    assert outcome.kind is OutcomeKind.UNAVAILABLE
-    assert 800 < (outcome.retry_after_seconds or 0) <= 1000
-
-
-async def test_retry_after_in_a_far_future_is_still_unavailable(start: Start, wire: Wire, fake_a: FakeA) -> None:
-    fake_a.default = answer(503, headers={"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"})
-    await start()
-    task = _task()
-    await wire.put(task)
-    (outcome,) = await wire.ends(task)
-    assert outcome.kind is OutcomeKind.UNAVAILABLE
-    assert (outcome.retry_after_seconds or 0) > 86400
-
-
-async def test_silence_beyond_the_limit_is_unknown_and_a_has_no_time_left(
-    start: Start, wire: Wire, fake_a: FakeA
-) -> None:
-    fake_a.default = silence()
-    await start()
-    task = _task(limit=0.3)
-    await wire.put(task)
-    (outcome,) = await wire.ends(task)
-    assert (outcome.kind, outcome.hold_seconds) == (OutcomeKind.UNKNOWN, 0)
-    assert outcome.reason == "no answer within the time limit"
-    assert len(fake_a.ledger) == 1
 
 
 async def test_a_bug_in_a_call_is_an_unknown_outcome_and_the_consumer_lives_on(
@@ -422,7 +245,7 @@ async def test_a_redelivered_task_that_does_not_run_here_is_interrupted_and_not_
     start: Start, wire: Wire, fake_a: FakeA, broker: BrokerSettings
 ) -> None:
     other = await aiormq.connect(broker.nodes[0])
-    task = _task()
+    task = make_task()
     await wire.put(task)
     await Wire(await other.channel(), broker).take()
     await other.close()
@@ -440,7 +263,7 @@ async def test_a_task_that_comes_twice_is_called_once_and_both_are_acknowledged(
     gate = asyncio.Event()
     fake_a.default = _held(gate)
     app = await start()
-    task = _task()
+    task = make_task()
     await wire.put(task)
     await eventually(lambda: len(fake_a.ledger) == 1)
     joined = _counted("redelivered_total", treated="joined")
@@ -498,7 +321,7 @@ async def test_tasks_taken_but_not_begun_when_a_goes_down_are_handed_back(
 async def test_one_devices_503_pauses_nobody(start: Start, wire: Wire, fake_a: FakeA) -> None:
     fake_a.script["BUSYROUTER"].append(answer(503))
     app = await start(concurrency=1)
-    tasks = [_task("BUSYROUTER"), *_tasks(3)]
+    tasks = [make_task("BUSYROUTER"), *_tasks(3)]
     await wire.put(*tasks)
     assert await wire.kinds(*tasks) == [OutcomeKind.UNAVAILABLE, *[OutcomeKind.SUCCESS] * 3]
     assert (await app.get("/health/ready")).status == 200
@@ -576,7 +399,7 @@ async def test_what_is_not_begun_when_its_channel_is_lost_is_not_begun_any_more(
     gate.set()
     proxy.blackhole(False)
     assert await wire.kinds(*running) == [OutcomeKind.SUCCESS] * 3
-    last = _task("LASTROUTER")
+    last = make_task("LASTROUTER")
     await wire.put(last)
     await wire.ends(last)
     assert len(fake_a.ledger) == 4
@@ -587,7 +410,7 @@ async def test_a_stop_gives_up_after_the_grace_period_and_the_task_comes_again(
 ) -> None:
     fake_a.default = silence()
     app = await start(shutdown_grace_seconds=0.3)
-    task = _task()
+    task = make_task()
     await wire.put(task)
     await eventually(lambda: len(fake_a.ledger) == 1)
     await asyncio.wait_for(app.close(), 30)
@@ -601,7 +424,7 @@ async def test_a_stop_without_a_broker_gives_up_after_the_grace_period(
 ) -> None:
     app = await start(shutdown_grace_seconds=0.3, amqp_url=_behind(proxy, broker))
     fake_a.default = silence()
-    task = _task()
+    task = make_task()
     await wire.put(task)
     await eventually(lambda: len(fake_a.ledger) == 1)
     await proxy.stop()
@@ -619,7 +442,7 @@ async def test_a_task_that_waited_too_long_for_a_consumer_is_handed_back(
     gate = asyncio.Event()
     fake_a.default = _held(gate)
     await start(concurrency=1, amqp_url=_behind(proxy, wire.broker))
-    running, waiting = _task("ROUTER1"), _task("ROUTER2")
+    running, waiting = make_task("ROUTER1"), make_task("ROUTER2")
     await wire.put(running)
     await eventually(lambda: len(fake_a.ledger) == 1)
     monkeypatch.setattr(BrokerSettings, "lateness_seconds", 0.2)
@@ -641,7 +464,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "garbage": (b"\xff\x00 garbage", "Invalid JSON"),
     "empty": (b"", "Invalid JSON"),
     "not an object": (b"[]", "should be an object"),
-    "an unknown version": (_task().encode().replace(b'"v":1', b'"v":2'), "v: Input should be 1"),
+    "an unknown version": (make_task().encode().replace(b'"v":1', b'"v":2'), "v: Input should be 1"),
     "a field missing": (b'{"v":1,"task_id":"019a-no"}', "equipment_id: Field required"),
 }
 
@@ -653,7 +476,7 @@ async def test_a_message_that_cannot_be_read_is_dead_lettered_and_the_next_one_s
     body, reason = UNREADABLE[name]
     app = await start(concurrency=1)
     await wire.put_raw(body)
-    task = _task()
+    task = make_task()
     await wire.put(task)
     assert await wire.kinds(task) == [OutcomeKind.SUCCESS]
     queue = wire.broker.to_configure_queue
@@ -670,7 +493,7 @@ async def test_a_message_that_cannot_be_read_is_dead_lettered_and_the_next_one_s
 
 async def test_a_message_with_fields_of_a_later_version_is_served(start: Start, wire: Wire, fake_a: FakeA) -> None:
     await start()
-    task = _task()
+    task = make_task()
     await wire.put_raw(json.dumps(json.loads(task.encode()) | {"priority": "new"}).encode())
     assert await wire.kinds(task) == [OutcomeKind.SUCCESS]
 
@@ -681,7 +504,7 @@ async def test_an_outcome_whose_queue_is_deleted_while_a_works_is_delivered(
     gate = asyncio.Event()
     fake_a.default = _held(gate)
     await start()
-    task = _task()
+    task = make_task()
     await wire.put(task)
     await eventually(lambda: len(fake_a.ledger) == 1)
     await wire.amqp.queue_delete(wire.broker.configured_queue)
@@ -748,7 +571,7 @@ async def _has_reader(wire: Wire) -> None:
 async def _nothing_is_left(start: Start, wire: Wire) -> None:
     """Show by one more task, served by a new configurator, that no earlier one comes again."""
     before = len(wire.outcomes)
-    last = _task("LASTROUTER")
+    last = make_task("LASTROUTER")
     await wire.put(last)
     app = await start()
     assert await wire.kinds(last) == [OutcomeKind.SUCCESS]
