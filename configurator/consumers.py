@@ -15,6 +15,7 @@ from messaging.channel import Channel
 from messaging.deliveries import Delivery, acknowledge
 from messaging.messages import ConfigureTask, DecodeError, OutcomeKind
 from messaging.session import Session
+from runtime.background import vital
 from runtime.clock import now
 
 log = structlog.stdlib.get_logger(__name__)
@@ -39,8 +40,8 @@ class Consumers:
         self._idle.set()
         self._waiting: asyncio.Queue[Job] = asyncio.Queue()
         """The jobs that no consumer has begun."""
-        self._background: set[asyncio.Task[None]] = set()
-        """Reports and dead letters that no consumer waits for."""
+        self._group = asyncio.TaskGroup()
+        """All work, that which no consumer waits for included; should some of it fail, all ends."""
         self._stopping = asyncio.Event()
         """Set when nothing more may be taken."""
         self._unsubscribed = asyncio.Event()
@@ -49,9 +50,9 @@ class Consumers:
 
     async def run(self) -> None:
         """Consume until stopped, and every outcome is with the broker."""
-        consumers = [self._consume() for _ in range(self._settings.concurrency)]
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in (self._take_in(), self._service_a.watch(), *consumers)]
+        async with asyncio.TaskGroup() as self._group:
+            consumers = [self._consume() for _ in range(self._settings.concurrency)]
+            tasks = [self._spawn(work) for work in (self._take_in(), self._service_a.watch(), *consumers)]
             await self._stopping.wait()
             await self._unsubscribed.wait()
             log.info("configurator.draining", calls=len(self._jobs))
@@ -153,7 +154,5 @@ class Consumers:
         if not self._jobs:
             self._idle.set()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._group.create_task(vital(work))

@@ -72,6 +72,19 @@ async def running(loops: Mapping[str, Loop], *, stop_seconds: float) -> AsyncIte
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def vital(work: Coroutine[Any, Any, T]) -> T:
+    """Do some work of a `TaskGroup`'s, which overlooks a child that something inside of it has cancelled.
+
+    Such an end becomes an error here, so that the whole group ends.
+    """
+    try:
+        return await work
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise
+        raise RuntimeError("cancelled from inside") from error
+
+
 async def until(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """Do some work, but cancel it when told to stop: None then, otherwise its result."""
     if stopping.is_set():

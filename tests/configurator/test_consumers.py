@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -18,7 +19,9 @@ from structlog.testing import capture_logs
 
 from configurator import service_a
 from configurator.app import create_app
+from configurator.reports import Reports
 from configurator.settings import Settings
+from messaging.channel import Channel
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
@@ -537,6 +540,35 @@ async def test_without_a_broker_it_is_alive_but_not_ready(start: Start, broker: 
 
     await eventually(says_why)
     assert (await app.get("/health/live")).status == 200
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (service_a.ServiceA, "configure", asyncio.CancelledError),
+        (Reports, "report", LookupError),
+        (Channel, "dead_letter", LookupError),
+        (Channel, "dead_letter", asyncio.CancelledError),
+    ],
+    ids=str,
+)
+async def test_work_that_fails_or_ends_cancelled_stops_the_process(
+    start: Start, wire: Wire, monkeypatch: pytest.MonkeyPatch, broken: tuple[type, str, type[BaseException]]
+) -> None:
+    """A consumer that is gone would be missed by nobody, and a job that nobody reports would be kept for ever."""
+    owner, name, error = broken
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    signals: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", signals.append)
+    monkeypatch.setattr(owner, name, fail)
+    await start()
+    await wire.put(make_task())
+    await wire.put_raw(b"no task")
+    await eventually(lambda: signals)
+    assert signals == [signal.SIGTERM]
 
 
 def _counted(name: str, **labels: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from structlog.testing import capture_logs
 
-from runtime.background import Endless, running, until
+from runtime.background import Endless, running, until, vital
 from tests.conftest import DEADLINE_SECONDS, eventually
 
 
@@ -119,6 +119,21 @@ async def test_an_endless_loop_that_ends_cancelled_stops_the_process(signals: li
         async with running({"work": Endless(end_cancelled)}, stop_seconds=DEADLINE_SECONDS):
             await eventually(lambda: signals)
     assert signals == [signal.SIGTERM]
+
+
+async def test_a_task_group_does_not_overlook_vital_work_that_ends_cancelled() -> None:
+    async def work_together() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(vital(hang()))
+            group.create_task(vital(end_cancelled()))
+
+    with pytest.raises(ExceptionGroup, match="unhandled errors"):
+        await asyncio.wait_for(work_together(), DEADLINE_SECONDS)
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(vital(hang()))
+        await asyncio.sleep(0)
+        asked.cancel()
+    assert asked.cancelled()
 
 
 async def test_work_is_done_until_a_stop() -> None:
