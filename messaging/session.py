@@ -16,11 +16,14 @@ from messaging.channel import Channel
 from messaging.patience import Patience
 from messaging.settings import BrokerSettings
 from messaging.transport import Transport
+from runtime import clock
 
 log = structlog.stdlib.get_logger(__name__)
 
 BACKOFF_BASE_SECONDS = 0.2
 BACKOFF_MAX_SECONDS = 5.0
+STEADY_SECONDS = 5.0
+"""A channel that lives shorter than this has failed, as one that was never opened: its rights or its queue may lack."""
 
 
 class Session:
@@ -40,6 +43,9 @@ class Session:
         self._opened = asyncio.Event()
         # Why there is no channel, while there is none.
         self._trouble = "broker: not connected yet"
+        # How many times in a row no steady channel came about, and when the last one was opened.
+        self._failures = 0
+        self._opened_at = 0.0
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,29 +61,29 @@ class Session:
     async def __anext__(self) -> Channel:
         """Close the last channel and open the next, for as long as it takes."""
         await self._leave()
-        attempt = 0
+        if self._failures:
+            delay = self._delay()
+            log.warning("amqp.short_lived", attempt=self._failures, retry_in=delay)
+            await asyncio.sleep(delay)
         while True:
             raise_if_cancelled()
-            attempt += 1
             node, transport = next(self._nodes), Transport(self._settings.silence_seconds)
             try:
                 channel = await self._open(node, transport)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - aiormq raises bare ones, too.
                 raise_if_cancelled()
-                delay = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2 ** min(attempt, 10)) * random.uniform(0.5, 1)
+                self._failures += 1
+                delay = self._delay()
                 # The broker's own words, where it said any: aiormq drops those that answer its opening.
                 why = transport.reader.said(0) or describe(error)
                 self._trouble = f"broker: {why}"
                 log.warning(
-                    "amqp.connect_failed",
-                    node=_address(node),
-                    attempt=attempt,
-                    error=why,
-                    retry_in=round(delay, 2),
+                    "amqp.connect_failed", node=_address(node), attempt=self._failures, error=why, retry_in=delay
                 )
                 await asyncio.sleep(delay)
                 continue
-            log.info("amqp.connected", node=_address(node), attempt=attempt)
+            log.info("amqp.connected", node=_address(node), attempt=self._failures + 1)
+            self._opened_at = clock.now()
             metrics.CONNECTS.inc()
             channel.lost.add_done_callback(self._on_lost)
             self._channel = channel
@@ -124,7 +130,12 @@ class Session:
     async def _leave(self) -> None:
         channel, self._channel = self._channel, None
         if channel:
+            self._failures = self._failures + 1 if clock.now() < self._opened_at + STEADY_SECONDS else 0
             await channel.close()
+
+    def _delay(self) -> float:
+        seconds = min(BACKOFF_MAX_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** min(self._failures, 10))
+        return round(seconds * random.uniform(0.5, 1), 2)
 
 
 def _address(node: URL) -> str:

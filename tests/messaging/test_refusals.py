@@ -94,6 +94,20 @@ async def test_a_subscription_that_is_refused_says_why(session: Session, broker:
     assert "404 NOT_FOUND - no queue 'nowhere' in vhost '/'" in await channel.lost
 
 
+async def test_a_channel_that_is_lost_at_once_is_not_opened_at_once_again(
+    session: Session, broker: BrokerSettings
+) -> None:
+    """As one whose user may not read the queue: twenty connections a second would help nobody."""
+    with capture_logs() as logs:
+        for _ in range(4):
+            channel = await anext(session)
+            await channel.consume("nowhere", 1, lambda _: None)
+    pauses = [entry["retry_in"] for entry in logs if entry["event"] == "amqp.short_lived"]
+    assert len(pauses) == 3
+    assert pauses == sorted(pauses)
+    assert "404 NOT_FOUND" in (session.unready or "")
+
+
 async def test_a_connection_that_the_broker_closes_says_why(node: RabbitMQ) -> None:
     settings = BrokerSettings(amqp_url=SecretStr(node.url))
     async with Session(settings, "test") as session:
