@@ -118,6 +118,7 @@ RATIOS = (
         for rate in ("accept", "status unfinished", "status finished", "path")
     ),
     Ratio("path, slowest / fastest under stale statistics", plans_ratio, at_least=0.85),
+    Ratio("path, a row locked / none", lambda f: f["locked.path"] / f["locked.path, no lock"], at_least=0.85),
     Ratio("idle, share of one core", lambda f: f["idle.total"], at_most=0.01),
 )
 """What issue 4 asks for. Of each, the median of the rounds counts: machines differ from minute to minute, too."""
