@@ -41,6 +41,16 @@ async def ask(what: str, question: Coroutine[Any, Any, T], lose: Lose) -> T | No
         return None
 
 
+async def unless_lost(question: Coroutine[Any, Any, object], lost: asyncio.Future[str]) -> None:
+    """Wait for the end of something, but no longer than for the channel's loss."""
+    asking = asyncio.ensure_future(question)
+    either: list[asyncio.Future[Any]] = [asking, lost]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        asking.cancel()
+
+
 async def count(amqp: AbstractChannel, queue: str, lose: Lose, timeout: float) -> tuple[int, int]:
     """Count a queue's messages that no reader has taken yet, and its consumers; both 0 without an answer."""
     answer = await ask("passive declare", amqp.queue_declare(queue, passive=True, timeout=timeout), lose)

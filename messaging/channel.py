@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 from uuid import uuid4
 
 import aiormq
@@ -11,7 +10,7 @@ from aiormq.exceptions import AMQPError
 from pamqp.commands import Basic
 
 from messaging import metrics, topology
-from messaging.asking import count, describe
+from messaging.asking import count, describe, unless_lost
 from messaging.consuming import Consumer, Take
 from messaging.deliveries import Delivery
 from messaging.frames import Letter
@@ -52,18 +51,13 @@ class Channel:
             transport, amqp.number, amqp.max_content_size, self.lost, self.lose, patience=confirm
         )
         self._consumer = Consumer(amqp, self.lost, self.lose, self.unblocked, patience)
-        self._repair = Repair(connection, settings, self.lose)
+        self.repair = Repair(connection, settings, self.lose)
         self._standstill = Standstill(settings.heartbeat_seconds, self.lost, self.lose)
         transport.reader.receiver = self
         amqp.closing.add_done_callback(lambda _: self.lose("closed"))
         connection.closing.add_done_callback(lambda _: self.lose("connection lost"))
         # The broker cancels a consumer whose queue or node is gone, and leaves channel and connection open.
         amqp.on_consumer_cancel_callbacks.add(lambda _: self.lose("consumer cancelled by the broker"))
-
-    @property
-    def fault(self) -> str | None:
-        """Why a message of ours has reached no queue, until the next one does."""
-        return self._repair.fault
 
     def lose(self, reason: str, error: BaseException | None = None) -> None:
         """Give the channel up; the session opens another one. The broker's own words say more than any error.
@@ -82,7 +76,7 @@ class Channel:
         """Close the connection; where no confirm is owed, the broker reads what is written before the end of it."""
         self.lose("closed by us")
         self._standstill.stop()
-        self._repair.cancel()
+        self.repair.cancel()
         try:
             await self._connection.close(ConnectionError("closed by us"), timeout=self._patience.close)
         except (TimeoutError, OSError, AMQPError) as error:
@@ -90,12 +84,7 @@ class Channel:
 
     async def unblocked(self) -> None:
         """Wait while the broker, short of memory or disk, does not accept publishes."""
-        ready = asyncio.ensure_future(self._connection.ready())
-        either: list[asyncio.Future[Any]] = [ready, self.lost]
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ready.cancel()
+        await unless_lost(self._connection.ready(), self.lost)
 
     async def publish(
         self,
@@ -114,20 +103,16 @@ class Channel:
             return [Publication.REFUSED] * len(letters)
         exchange = exchange or self._settings.exchange
         publications = await self._publisher.publish(
-            Basic.Publish(
-                exchange=exchange,
-                routing_key=routing_key,
-                mandatory=mandatory,
-            ),
+            Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory),
             Basic.Properties(
                 content_type="application/json", delivery_mode=2, headers={"x-reason": reason} if reason else None
             ),
             letters,
         )
         if Publication.RETURNED in publications:
-            await self._repair.run(exchange, routing_key)
-        elif mandatory:
-            self._repair.fault = None
+            await self.repair.run(exchange, routing_key)
+        elif mandatory and Publication.CONFIRMED in publications:
+            self.repair.fault = None
         return publications
 
     async def dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:

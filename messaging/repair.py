@@ -15,8 +15,8 @@ log = structlog.stdlib.get_logger(__name__)
 class Repair:
     """After a message that reached no queue: its queue or binding is gone. One repair serves a whole batch of returns.
 
-    `fault`: why the last repair did not succeed. Another channel could declare no more, and this one's deliveries may
-    be hours of work: it is kept.
+    `fault`: why the last repair did not succeed, until a message reaches its queue. Another channel could declare no
+    more, and this one's deliveries may be hours of work: it is kept.
     """
 
     def __init__(self, connection: aiormq.Connection, settings: BrokerSettings, lose: Lose) -> None:

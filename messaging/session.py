@@ -106,7 +106,7 @@ class Session:
     def unready(self) -> str | None:
         """What a readiness check says: None while there is a channel, and what is published reaches its queue."""
         if channel := self.current:
-            return channel.fault and f"broker: {channel.fault}"
+            return channel.repair.fault and f"broker: {channel.repair.fault}"
         return self._trouble
 
     async def _open(self, node: URL, transport: Transport) -> Channel:

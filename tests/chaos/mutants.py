@@ -112,7 +112,7 @@ MUTANTS = (
     Mutant(
         "no mandatory flag",
         "messaging/channel.py",
-        [("                mandatory=mandatory,\n", "                mandatory=False,\n")],
+        [("mandatory=mandatory)", "mandatory=False)")],
         UNBOUND,
         frozenset({"repeated", "lost"}),
     ),
