@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 import asyncpg
+import structlog
 from aiohttp import web
 
 from messaging.session import Session
@@ -12,6 +13,8 @@ from service_b.database import create_pool
 from service_b.results.recorder import Recorder
 from service_b.results.settings import Settings
 from service_b.tasks import readiness
+
+log = structlog.stdlib.get_logger(__name__)
 
 STOP_SECONDS = 30.0
 
@@ -42,6 +45,8 @@ async def _recorder(app: web.Application) -> AsyncIterator[None]:
     async with create_pool(settings) as pool, Session(settings, "service_b.results") as session:
         app[SESSION] = session
         app[POOL] = pool
+        if missing := await readiness.unready(pool):
+            log.warning("results.not_ready", missing=missing)  # Nobody may ask before the first outcome comes.
         recorder = Recorder(session, pool, settings)
         async with running({"recorder": recorder}, stop_seconds=STOP_SECONDS):
             yield

@@ -4,6 +4,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
@@ -16,7 +17,9 @@ from runtime.settings import read_settings
 from service_b.database import DatabaseSettings, connect, create_pool, describe
 from service_b.database_session import SESSION, UnfitDatabaseError
 from service_b.tasks import claims, readiness
-from tests.system.migrate import dbmate, migrate
+from tests.conftest import eventually
+from tests.system.migrate import migrate
+from tests.system.processes import Module, Process
 from tests.system.spawning import free_port
 from tests.tasks import accept, states
 
@@ -244,23 +247,37 @@ async def test_readiness_says_why_there_is_no_connection(database_url: str, chan
     assert words in missing
 
 
-async def test_a_database_that_is_not_utf_8_is_named(database_url: str, sql: asyncpg.Connection) -> None:
+@pytest.fixture
+async def latin_url(database_url: str, sql: asyncpg.Connection) -> AsyncIterator[str]:
+    """A migrated database whose encoding knows few characters."""
     name = f"latin_{uuid4().hex}"
     url = str(URL(database_url).with_path(f"/{name}"))
     await sql.execute(f"CREATE DATABASE {name} ENCODING LATIN1 LOCALE 'C' TEMPLATE template0")
+    await asyncio.to_thread(migrate, url)
+    yield url
+    await sql.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_a_database_that_is_not_utf_8_is_named(latin_url: str) -> None:
+    with capture_logs() as logs:
+        async with create_pool(settings_of(latin_url)) as pool:
+            missing = [await readiness.unready(pool) for _ in range(3)]
+    assert missing == ["database: its encoding is LATIN1, and must be UTF8"] * 3
+    assert [(line["event"], line["reason"]) for line in logs] == [
+        ("database.unfit", "its encoding is LATIN1, and must be UTF8")
+    ]
+    with pytest.raises(UnfitDatabaseError):
+        await connect(settings_of(latin_url))
+
+
+@pytest.mark.parametrize("module", ["service_b", "service_b.results"])
+async def test_a_process_says_so_at_its_start(module: Module, latin_url: str, tmp_path: Path) -> None:
+    process = Process(module, tmp_path, {"DATABASE_URL": latin_url, "AMQP_URL": "amqp://127.0.0.1:1/"})
+    process.start(wait=False)
     try:
-        await asyncio.to_thread(migrate, url)
-        with capture_logs() as logs:
-            async with create_pool(settings_of(url)) as pool:
-                missing = [await readiness.unready(pool) for _ in range(3)]
-        assert missing == ["database: its encoding is LATIN1, and must be UTF8"] * 3
-        assert [(line["event"], line["reason"]) for line in logs] == [
-            ("database.unfit", "its encoding is LATIN1, and must be UTF8")
-        ]
-        with pytest.raises(UnfitDatabaseError):
-            await connect(settings_of(url))
+        await eventually(lambda: "its encoding is LATIN1, and must be UTF8" in process.log_file.read_text())
     finally:
-        await asyncio.to_thread(dbmate, url, "drop")
+        process.close()
 
 
 @pytest.mark.parametrize("drops", [True, False], ids=["drops them", "refuses them"])
