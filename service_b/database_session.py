@@ -32,6 +32,9 @@ SESSION = {
     "enable_bitmapscan": "off",
     "enable_nestloop": "off",
     "enable_mergejoin": "off",
+    "enable_hashjoin": "on",
+    "enable_indexscan": "on",
+    "enable_indexonlyscan": "on",
 }
 """What our statements stand on, as PostgreSQL shows it, whatever the defaults of the role and of the database are.
 

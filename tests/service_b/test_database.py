@@ -40,8 +40,14 @@ HOSTILE = {
     "transaction_timeout": "5s",  # Only when connected we can take it back.
     "jit": "on",
     "log_parameter_max_length_on_error": "-1",
+    "plan_cache_mode": "force_custom_plan",
+    "enable_hashjoin": "off",
+    "enable_indexscan": "off",
+    "enable_indexonlyscan": "off",
 }
 """Defaults that somebody may have given to a role or a database, for people or for other programs."""
+CHOSEN = {"application_name", "enable_seqscan", "enable_bitmapscan", "enable_nestloop", "enable_mergejoin"}
+"""What PostgreSQL itself has otherwise than we want it."""
 
 
 def settings_of(url: str | URL, **query: str) -> DatabaseSettings:
@@ -128,6 +134,7 @@ async def hostile_url(database_url: str, sql: asyncpg.Connection) -> AsyncIterat
 async def test_defaults_of_role_and_database_change_nothing(hostile_url: str, sql: asyncpg.Connection) -> None:
     settings = settings_of(hostile_url)
     async with connected(settings) as connection, create_pool(settings) as pool:
+        assert SESSION.keys() - HOSTILE.keys() - CHOSEN == set()
         for name, value in SESSION.items():
             assert await connection.fetchval("SELECT current_setting($1)", name) == value
         assert await connection.fetchval("SHOW search_path") == '"$user", public'
