@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from functools import partial
 
 import asyncpg
@@ -15,8 +16,8 @@ from service_b.api import routes
 from service_b.api.middleware import observe_and_answer
 from service_b.database import create_pool
 from service_b.maintenance.backlog import BacklogMeter
-from service_b.maintenance.reconciler import Reconciler
-from service_b.relay import Relay
+from service_b.maintenance.reconciler import LOCK_TICK_SECONDS, TICK_SECONDS, Reconciler
+from service_b.relay import POLL_SECONDS, Relay
 from service_b.settings import Settings
 from service_b.statuses import Statuses
 from service_b.submission import Submission
@@ -25,15 +26,27 @@ from service_b.wakeup import listen
 
 STOP_SECONDS = 10.0
 
+
+@dataclass(frozen=True, slots=True)
+class Periods:
+    """How often the loops of the background look around, in seconds."""
+
+    poll: float = POLL_SECONDS
+    tick: float = TICK_SECONDS
+    lock_tick: float = LOCK_TICK_SECONDS
+
+
 SETTINGS = web.AppKey("SETTINGS", Settings)
+PERIODS = web.AppKey("PERIODS", Periods)
 POOL = web.AppKey("POOL", asyncpg.Pool)
 WAKE = web.AppKey("WAKE", asyncio.Event)
 
 
-def create_app(settings: Settings) -> web.Application:
+def create_app(settings: Settings, periods: Periods = Periods()) -> web.Application:
     """Wire the web process."""
     app = web.Application(middlewares=[observe_and_answer], client_max_size=routes.MAX_BODY_BYTES)
     app[SETTINGS] = settings
+    app[PERIODS] = periods
     app[routes.APP_NAME] = settings.app_name
     app[WAKE] = asyncio.Event()
     app.cleanup_ctx.extend([_storage, _background])
@@ -70,10 +83,12 @@ async def _close(pool: asyncpg.Pool) -> None:
 
 async def _background(app: web.Application) -> AsyncIterator[None]:
     """Run the relay and what wakes it, the reconciler, and the backlog's gauges."""
-    settings = app[SETTINGS]
+    settings, periods = app[SETTINGS], app[PERIODS]
     async with Session(settings, settings.app_name) as session:
-        relay = Relay(session, app[POOL], settings, app[WAKE])
-        reconciler = Reconciler(session, app[POOL], settings, settings)
+        relay = Relay(session, app[POOL], settings, app[WAKE], poll_seconds=periods.poll)
+        reconciler = Reconciler(
+            session, app[POOL], settings, settings, tick_seconds=periods.tick, lock_tick_seconds=periods.lock_tick
+        )
         backlog = BacklogMeter(app[POOL], lambda: reconciler.leading)
         REGISTRY.register(backlog)
         loops: dict[str, Loop] = {

@@ -37,7 +37,16 @@ class Relay:
     message, which the reconciler finds. What certainly did not reach the broker is made due again here.
     """
 
-    def __init__(self, session: Session, pool: asyncpg.Pool, settings: BrokerSettings, wake: asyncio.Event) -> None:
+    def __init__(
+        self,
+        session: Session,
+        pool: asyncpg.Pool,
+        settings: BrokerSettings,
+        wake: asyncio.Event,
+        *,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        self._poll_seconds = poll_seconds
         self._session = session
         self._pool = pool
         self._settings = settings
@@ -78,7 +87,7 @@ class Relay:
         if len(dispatches) == BATCH:
             return
         try:
-            async with asyncio.timeout(POLL_SECONDS):
+            async with asyncio.timeout(self._poll_seconds):
                 await self._wake.wait()
         except TimeoutError:
             return

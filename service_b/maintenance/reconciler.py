@@ -36,8 +36,17 @@ class Reconciler:
     """
 
     def __init__(
-        self, session: Session, pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings
+        self,
+        session: Session,
+        pool: asyncpg.Pool,
+        broker: BrokerSettings,
+        database: DatabaseSettings,
+        *,
+        tick_seconds: float = TICK_SECONDS,
+        lock_tick_seconds: float = LOCK_TICK_SECONDS,
     ) -> None:
+        self._tick_seconds = tick_seconds
+        self._lock_tick_seconds = lock_tick_seconds
         self._session = session
         self._pool = pool
         self._broker = broker
@@ -53,16 +62,16 @@ class Reconciler:
             try:
                 await self._hold_lock()
             except STORAGE_ERRORS as error:
-                log.warning("reconciler.storage_unavailable", error=repr(error), retry_in=LOCK_TICK_SECONDS)
+                log.warning("reconciler.storage_unavailable", error=repr(error), retry_in=self._lock_tick_seconds)
             except Exception:
-                log.exception("reconciler.bug", retry_in=LOCK_TICK_SECONDS)
-            await asyncio.sleep(LOCK_TICK_SECONDS)
+                log.exception("reconciler.bug", retry_in=self._lock_tick_seconds)
+            await asyncio.sleep(self._lock_tick_seconds)
 
     async def _hold_lock(self) -> None:
         connection: asyncpg.Connection = await connect(self._database)
         try:
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
-                await asyncio.sleep(LOCK_TICK_SECONDS)
+                await asyncio.sleep(self._lock_tick_seconds)
             log.info("reconciler.leading")
             self.leading = True
             channel, watermark = None, Watermark()
@@ -79,7 +88,7 @@ class Reconciler:
                     channel, watermark = current, Watermark()
                 if channel:
                     await self._report_overdue(channel, watermark)
-                await asyncio.sleep(TICK_SECONDS)
+                await asyncio.sleep(self._tick_seconds)
         finally:
             self.leading = False
             connection.terminate()

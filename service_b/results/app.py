@@ -1,6 +1,7 @@
 """The results process: outcomes to the database, health and metrics to its watchers."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import asyncpg
 import structlog
@@ -10,7 +11,7 @@ from messaging.session import Session
 from runtime.background import running
 from runtime.health import add_health_routes
 from service_b.database import create_pool
-from service_b.results.recorder import Recorder
+from service_b.results.recorder import PAUSE_SECONDS, Recorder
 from service_b.results.settings import Settings
 from service_b.tasks import readiness
 
@@ -23,11 +24,13 @@ SESSION = web.AppKey("SESSION", Session)
 POOL = web.AppKey("POOL", asyncpg.Pool)
 
 
-def create_app(settings: Settings) -> web.Application:
-    """Wire the results process."""
+def create_app(
+    settings: Settings, *, pause_seconds: float = PAUSE_SECONDS, stop_seconds: float = STOP_SECONDS
+) -> web.Application:
+    """Wire the results process. It asks again after `pause_seconds`, and takes `stop_seconds` at most to stop."""
     app = web.Application()
     app[SETTINGS] = settings
-    app.cleanup_ctx.append(_recorder)
+    app.cleanup_ctx.append(partial(_recorder, pause_seconds=pause_seconds, stop_seconds=stop_seconds))
 
     async def storage() -> str | None:
         return await readiness.unready(app[POOL])
@@ -39,7 +42,7 @@ def create_app(settings: Settings) -> web.Application:
     return app
 
 
-async def _recorder(app: web.Application) -> AsyncIterator[None]:
+async def _recorder(app: web.Application, *, pause_seconds: float, stop_seconds: float) -> AsyncIterator[None]:
     """Record until the process stops; what was taken by then is recorded and acknowledged."""
     settings = app[SETTINGS]
     async with create_pool(settings) as pool, Session(settings, "service_b.results") as session:
@@ -47,7 +50,7 @@ async def _recorder(app: web.Application) -> AsyncIterator[None]:
         app[POOL] = pool
         if missing := await readiness.unready(pool):
             log.warning("results.not_ready", missing=missing)  # Nobody may ask before the first outcome comes.
-        recorder = Recorder(session, pool, settings)
-        async with running({"recorder": recorder}, stop_seconds=STOP_SECONDS):
+        recorder = Recorder(session, pool, settings, pause_seconds=pause_seconds)
+        async with running({"recorder": recorder}, stop_seconds=stop_seconds):
             yield
         pool.terminate()

@@ -41,7 +41,10 @@ Deliveries = asyncio.Queue[Delivery | None]
 class Recorder:
     """Takes all outcomes that have gathered, writes them down in one statement, and acknowledges after the commit."""
 
-    def __init__(self, session: Session, pool: asyncpg.Pool, settings: Settings) -> None:
+    def __init__(
+        self, session: Session, pool: asyncpg.Pool, settings: Settings, *, pause_seconds: float = PAUSE_SECONDS
+    ) -> None:
+        self._pause_seconds = pause_seconds
         self._session = session
         self._pool = pool
         self._settings = settings
@@ -111,13 +114,13 @@ class Recorder:
                 held = await self._apply(channel, list(changes.values()))
                 break
             except STORAGE_ERRORS as error:
-                log.warning("recorder.storage_unavailable", error=repr(error), retry_in=PAUSE_SECONDS)
+                log.warning("recorder.storage_unavailable", error=repr(error), retry_in=self._pause_seconds)
                 if self._stopping.is_set():
                     channel.lose("stopped while the storage is away")
                     return
             except Exception:
-                log.exception("recorder.bug", outcomes=len(changes), retry_in=PAUSE_SECONDS)
-            await asyncio.sleep(PAUSE_SECONDS)
+                log.exception("recorder.bug", outcomes=len(changes), retry_in=self._pause_seconds)
+            await asyncio.sleep(self._pause_seconds)
         kept = {delivery.tag: delivery for _, _, delivery in map(changes.__getitem__, held)}
         if kept:
             log.warning("recorder.held", outcomes=len(kept), retry_in=HELD_SECONDS)

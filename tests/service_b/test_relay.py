@@ -25,7 +25,7 @@ from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import relay as relay_module
 from service_b.database import DatabaseSettings, Queries, create_pool
-from service_b.relay import Relay
+from service_b.relay import POLL_SECONDS, Relay
 from service_b.tasks import claims, inserts
 from service_b.tasks.claims import Dispatch
 from service_b.wakeup import CHECK_SECONDS, listen
@@ -60,6 +60,10 @@ class Watch:
         await eventually(lambda: self.idle > idle)
 
 
+NEVER = 3600.0
+"""The timer never comes: what is relayed was announced."""
+
+
 @dataclass
 class Running:
     relay: Relay
@@ -68,11 +72,13 @@ class Running:
 
 
 @asynccontextmanager
-async def relaying(settings: BrokerSettings, pool: asyncpg.Pool) -> AsyncIterator[Running]:
+async def relaying(
+    settings: BrokerSettings, pool: asyncpg.Pool, *, poll_seconds: float = POLL_SECONDS
+) -> AsyncIterator[Running]:
     """A relay at work on a channel; at the end it must stop by itself, if it has a broker."""
     wake = asyncio.Event()
     async with Session(settings, "relay") as session:
-        relay = Relay(session, pool, settings, wake)
+        relay = Relay(session, pool, settings, wake, poll_seconds=poll_seconds)
         running = asyncio.create_task(relay.run())
         try:
             await eventually(lambda: session.current)
@@ -97,12 +103,6 @@ def watch(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> Watch:
     watch = Watch(pool)
     monkeypatch.setattr(relay_module, "claims", SimpleNamespace(**vars(claims) | {"claim": watch.claim}))
     return watch
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The timer never comes: what is relayed was announced."""
-    monkeypatch.setattr(relay_module, "POLL_SECONDS", 3600)
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +185,10 @@ async def test_only_the_first_task_of_a_device_is_published(
         assert await attempts(amqp, broker) == [(ids[1], 1)]
 
 
-@pytest.mark.usefixtures("patient")
 async def test_an_insert_wakes_the_relay(
     pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel
 ) -> None:
-    async with relaying(broker, pool) as running:
+    async with relaying(broker, pool, poll_seconds=NEVER) as running:
         await eventually(lambda: watch.idle)
         ids = await accept(pool, "DEVICE1")
         running.wake.set()
@@ -197,20 +196,18 @@ async def test_an_insert_wakes_the_relay(
     assert await attempts(amqp, broker) == [(ids[0], 1)]
 
 
-@pytest.mark.usefixtures("patient")
 async def test_a_finish_in_another_process_wakes_the_relay(
     pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, database: DatabaseSettings
 ) -> None:
     ids = await accept(pool, "DEVICE1", "DEVICE1")
     [dispatch] = await claims.claim(pool, 1)
-    async with relaying(broker, pool) as running, _listening(database, running.wake):
+    async with relaying(broker, pool, poll_seconds=NEVER) as running, _listening(database, running.wake):
         await eventually(lambda: watch.idle >= 2)  # Once by itself, once when the listener had begun.
         await apply(pool, finish(dispatch))
         await eventually(lambda: _holds(amqp, broker, 1))
     assert await attempts(amqp, broker) == [(ids[1], 1)]
 
 
-@pytest.mark.usefixtures("patient")
 async def test_a_listener_whose_connection_dies_listens_again(
     watch: Watch,
     broker: BrokerSettings,
@@ -218,7 +215,10 @@ async def test_a_listener_whose_connection_dies_listens_again(
     sql: asyncpg.Connection,
 ) -> None:
     pool = watch.pool
-    async with relaying(broker, pool) as running, _listening(database, running.wake, check_seconds=0.1):
+    async with (
+        relaying(broker, pool, poll_seconds=NEVER) as running,
+        _listening(database, running.wake, check_seconds=0.1),
+    ):
         await eventually(lambda: watch.idle >= 2)
         ended = await sql.fetchval(
             """

@@ -23,11 +23,9 @@ from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from messaging.patience import Patience
 from messaging.session import Session
 from messaging.settings import BrokerSettings
-from service_b import relay as relay_module
-from service_b.app import POOL
+from service_b.app import POOL, Periods
 from service_b.app import create_app as create_web_app
 from service_b.database import DatabaseSettings
-from service_b.maintenance import reconciler as reconciler_module
 from service_b.maintenance.reconciler import LOCK_KEY, Reconciler
 from service_b.maintenance.watermark import Watermark
 from service_b.relay import Relay
@@ -249,14 +247,13 @@ async def test_while_the_broker_accepts_no_publishes_nothing_is_observed_and_the
 
 # --- at work
 
+HURRIED = {"tick_seconds": 0.05, "lock_tick_seconds": 0.1}
+
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything that the reconciler waits for takes a moment."""
+    """A message is late only for a moment."""
     monkeypatch.setattr(BrokerSettings, "lateness_seconds", 0.5)
-    monkeypatch.setattr(reconciler_module, "TICK_SECONDS", 0.05)
-    monkeypatch.setattr(reconciler_module, "LOCK_TICK_SECONDS", 0.1)
-    monkeypatch.setattr(relay_module, "POLL_SECONDS", 0.1)
 
 
 @asynccontextmanager
@@ -278,7 +275,7 @@ async def test_a_purged_queue_heals(
 ) -> None:
     """All that waited in it is reported, decided and dispatched once more, by the real processes."""
     settings = broker.model_dump() | database.model_dump()
-    web_app = create_web_app(WebSettings(**settings))
+    web_app = create_web_app(WebSettings(**settings), Periods(poll=0.1, tick=0.05, lock_tick=0.1))
     queue = broker.to_configure_queue
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(at_work(web_app, create_results_app(ResultsSettings(**settings))))
@@ -321,7 +318,7 @@ async def reconciling(
     pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings
 ) -> AsyncIterator[tuple[CountingReconciler, asyncio.Task[None]]]:
     """A reconciler at work, without a broker."""
-    reconciler = CountingReconciler(Session(broker, "never opened"), pool, broker, database)
+    reconciler = CountingReconciler(Session(broker, "never opened"), pool, broker, database, **HURRIED)
     running = asyncio.create_task(reconciler.run())
     try:
         yield reconciler, running
@@ -422,7 +419,7 @@ async def test_what_a_lost_channel_has_seen_is_void(
 
     monkeypatch.setattr(Reconciler, "_report_overdue", note)
     async with Session(broker, "reconciler") as session:
-        reconciler = Reconciler(session, pool, broker, database)
+        reconciler = Reconciler(session, pool, broker, database, **HURRIED)
         running = asyncio.create_task(reconciler.run())
         await anext(session)
         await eventually(lambda: len(watermarks) == 1)

@@ -17,7 +17,6 @@ from messaging.messages import Outcome, OutcomeKind
 from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
 from service_b.database import DatabaseSettings
-from service_b.results import app, recorder
 from service_b.results.app import create_app
 from service_b.results.settings import Settings
 from service_b.tasks import claims
@@ -30,13 +29,6 @@ DEVICES = [f"DEVICE{number:02}" for number in range(40)]
 
 
 @pytest.fixture(autouse=True)
-def _limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(recorder, "HELD_SECONDS", 0.05)
-    monkeypatch.setattr(app, "STOP_SECONDS", 3600)  # No stop waits for it: without a database outcomes are given back.
-
-
-@pytest.fixture(autouse=True)
 async def queues(amqp: AbstractChannel, broker: BrokerSettings) -> None:
     await declare(amqp, broker)
 
@@ -44,7 +36,9 @@ async def queues(amqp: AbstractChannel, broker: BrokerSettings) -> None:
 @asynccontextmanager
 async def recording(broker: BrokerSettings, database: DatabaseSettings, **changed: Any) -> AsyncIterator[None]:
     """The process's app, without its HTTP port."""
-    runner = web.AppRunner(create_app(Settings(**broker.model_dump() | database.model_dump() | changed)))
+    settings = Settings(**broker.model_dump() | database.model_dump() | changed)
+    # No stop waits for so long: without a database outcomes are given back.
+    runner = web.AppRunner(create_app(settings, pause_seconds=0.05, stop_seconds=3600))
     await runner.setup()
     try:
         yield
