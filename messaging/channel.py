@@ -142,7 +142,7 @@ class Channel:
     def acknowledge(self, tags: Sequence[int]) -> None:
         """Acknowledge deliveries of this channel; nothing once it is lost."""
         if not self.lost.done():
-            self._transport.write(self._consumer.receipts.settle(tags))
+            self._transport.write(self._consumer.receipts.tick_off(tags))
 
     def on_delivery(self, tag: int, body: bytes, *, redelivered: bool) -> None:
         """Hand a message from the transport over to the subscription's reader."""

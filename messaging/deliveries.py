@@ -60,7 +60,7 @@ class Receipts:
         self._unacknowledged[tag] = None
         self.delivered += 1
 
-    def settle(self, tags: Sequence[int]) -> bytes:
+    def tick_off(self, tags: Sequence[int]) -> bytes:
         """Take deliveries off the list; return the frames that acknowledge them."""
         for tag in tags:
             del self._unacknowledged[tag]

@@ -88,7 +88,7 @@ class Reader(asyncio.StreamReader):
                 end = len(data) - 1
             if len(data) <= end:
                 break
-            if data[end] == END and self._take(kind, data, start, end):
+            if data[end] == END and self._intercept(kind, data, start, end):
                 taken = True
             else:
                 if kind == METHOD and size >= _METHOD.size and data[end] == END:
@@ -101,13 +101,13 @@ class Reader(asyncio.StreamReader):
         if passed:
             super().feed_data(b"".join(passed))
 
-    def _take(self, kind: int, data: bytes, start: int, end: int) -> bool:
+    def _intercept(self, kind: int, data: bytes, start: int, end: int) -> bool:
         """Take a frame's payload, from `start` to `end`, unless it is aiormq's."""
         receiver = self.receiver
         if receiver is None:
             return False
         if kind == METHOD:
-            return self._take_method(receiver, data, start, end)
+            return self._intercept_method(receiver, data, start, end)
         if self._content is None or kind not in (HEADER, BODY):
             return False
         if kind == HEADER:
@@ -127,7 +127,7 @@ class Reader(asyncio.StreamReader):
                 receiver.on_delivery(tag, b"".join(pieces), redelivered=bool(redelivered))
         return True
 
-    def _take_method(self, receiver: Receiver, data: bytes, start: int, end: int) -> bool:
+    def _intercept_method(self, receiver: Receiver, data: bytes, start: int, end: int) -> bool:
         (method,) = _METHOD.unpack_from(data, start)
         if method == DELIVER:
             # The consumer's tag comes first, a byte for its length before it.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.body import ContentBody
-from pamqp.commands import Basic, Channel, Queue
+from pamqp.commands import Basic, Channel, Connection, Queue
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
@@ -123,3 +123,24 @@ async def test_what_is_no_frame_is_for_aiormq_to_refuse() -> None:
         reader.feed_data(stream)
     assert await read(reader) == b"AMQP\x00\x00\x09\x01" + broken
     assert not seen.events
+
+
+async def test_what_is_overheard_is_aiormqs_too() -> None:
+    reader = Reader()
+    closes = pamqp.frame.marshal(
+        Channel.Close(reply_code=404, reply_text="NOT_FOUND - no queue", class_id=50, method_id=10), 2
+    )
+    opened = pamqp.frame.marshal(Channel.OpenOk(), 2)
+    blocked, unblocked = (pamqp.frame.marshal(said, 0) for said in (Connection.Blocked("low"), Connection.Unblocked()))
+    ended = pamqp.frame.marshal(
+        Connection.Close(reply_code=320, reply_text="CONNECTION_FORCED - bye", class_id=0, method_id=0), 0
+    )
+    cut_short = b"\x01\x00\x01\x00\x00\x00\x02\x00\x0a\xce"
+    stream = closes + blocked + cut_short
+    reader.feed_data(stream)
+    assert (reader.said(2), reader.said(1), reader.is_blocked) == ("404 NOT_FOUND - no queue", None, True)
+    reader.feed_data(opened + unblocked)
+    assert (reader.said(2), reader.is_blocked) == (None, False), "the number is used again"
+    reader.feed_data(ended)
+    assert reader.said(1) == reader.said(2) == "320 CONNECTION_FORCED - bye"
+    assert await read(reader) == stream + opened + unblocked + ended
