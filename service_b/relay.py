@@ -18,7 +18,7 @@ from runtime.background import until
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS
 from service_b.tasks import claims
-from service_b.tasks.claims import Dispatch
+from service_b.tasks.claims import Dispatch, Floor
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -52,6 +52,7 @@ class Relay:
         self._settings = settings
         self._wake = wake
         self._stopping = asyncio.Event()
+        self._floor = Floor()
         self._unsent: list[tuple[UUID, int]] = []
         """Refused by the broker, and not made due again yet."""
 
@@ -81,7 +82,7 @@ class Relay:
             return
         await self._take_back()
         claimed_at = clock.now()
-        dispatches = await claims.claim(self._pool, BATCH)
+        dispatches = await claims.claim(self._pool, BATCH, self._floor)
         if dispatches:
             await self._dispatch(channel, dispatches, claimed_at)
         if len(dispatches) == BATCH:

@@ -137,3 +137,17 @@ async def is_blocked(sql: asyncpg.Connection, what: asyncio.Task[Any]) -> bool:
     assert not what.done(), f"not blocked: {what!r}"
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     return bool(await sql.fetchval(waiting))
+
+
+async def rows_read(pool: asyncpg.Pool, sql: asyncpg.Connection) -> int:
+    """How many rows of the table were read so far, by whatever plan."""
+    await pool.execute("SELECT pg_stat_force_next_flush()")
+    await pool.execute("SELECT 1")
+    read: int = await sql.fetchval(
+        """
+        SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes
+                                                            WHERE relname = 'task')::bigint
+        FROM pg_stat_user_tables WHERE relname = 'task'
+        """
+    )
+    return read

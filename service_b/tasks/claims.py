@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from uuid import UUID
 
+from runtime import clock
 from service_b.database import Queries
 from service_b.tasks.states import DISPATCHED
 
 CLAIM = """
 WITH due AS MATERIALIZED (
-    SELECT id FROM task WHERE due_at <= now() AND deadline_at > now()
+    SELECT id, due_at FROM task WHERE due_at >= coalesce($2::timestamptz, '-infinity')
+      AND due_at <= now() AND deadline_at > now()
     ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 UPDATE task SET due_at = NULL, dispatched_at = now(), attempt = attempt + 1
 WHERE id = ANY(ARRAY(SELECT id FROM due))
-RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters
+RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters,
+    (SELECT max(due_at) FROM due) AS reached
 """
 
 MAKE_DUE_AGAIN = f"""
@@ -46,10 +50,41 @@ class Dispatch:
     parameters: str = field(repr=False)
 
 
-async def claim(connection: Queries, limit: int) -> list[Dispatch]:
+class Floor:
+    """From where on a claim looks: what was due before has been claimed.
+
+    While an old snapshot lives (a dump, a forgotten transaction) the index keeps an entry for every claim since then,
+    and a claim from the beginning would read them all. A task may become due below the floor all the same: its commit
+    came late, somebody held its row, the clock was put back. So a claim begins a little below, and now and then it
+    looks at everything.
+    """
+
+    def __init__(self, *, margin_seconds: float = 2.0, everything_seconds: float = 10.0) -> None:
+        self._margin = timedelta(seconds=margin_seconds)
+        self._everything_seconds = everything_seconds
+        self._everything_at = 0.0
+        self._reached: datetime | None = None
+
+    def since(self) -> datetime | None:
+        """Tell from which due time on to look now; None: look at everything."""
+        if self._reached is None or clock.now() >= self._everything_at:
+            self._everything_at = clock.now() + self._everything_seconds
+            return None
+        return self._reached - self._margin
+
+    def move(self, reached: datetime, *, is_last: bool) -> None:
+        """Note up to which due time tasks have been claimed; `is_last` if nothing was left behind them."""
+        if is_last and self._reached is not None:
+            reached = max(reached, self._reached)
+        self._reached = reached
+
+
+async def claim(connection: Queries, limit: int, floor: Floor | None = None) -> list[Dispatch]:
     """Begin the next attempt of up to `limit` due tasks, the longest due first."""
-    rows = await connection.fetch(CLAIM, limit)
-    return [Dispatch(*row) for row in rows]
+    rows = await connection.fetch(CLAIM, limit, floor.since() if floor else None)
+    if rows and floor:
+        floor.move(rows[0]["reached"], is_last=len(rows) < limit)
+    return [Dispatch(*tuple(row)[:-1]) for row in rows]
 
 
 async def make_due_again(connection: Queries, attempts: Sequence[tuple[UUID, int]]) -> list[tuple[UUID, int]]:

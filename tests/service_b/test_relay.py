@@ -27,7 +27,7 @@ from service_b import relay as relay_module
 from service_b.database import DatabaseSettings, Queries, create_pool
 from service_b.relay import POLL_SECONDS, Relay
 from service_b.tasks import claims, inserts
-from service_b.tasks.claims import Dispatch
+from service_b.tasks.claims import Dispatch, Floor
 from service_b.wakeup import CHECK_SECONDS, listen
 from tests.conftest import eventually
 from tests.queues import count_ready, is_blocked, metric, queue_exists, take
@@ -46,8 +46,8 @@ class Watch:
         self.idle = 0
         self.stand_still_seconds = 0.0
 
-    async def claim(self, connection: Queries, limit: int) -> list[Dispatch]:
-        claimed = await claims.claim(connection, limit)
+    async def claim(self, connection: Queries, limit: int, floor: Floor) -> list[Dispatch]:
+        claimed = await claims.claim(connection, limit, floor)
         self.idle += not claimed
         if claimed and self.stand_still_seconds:
             time.sleep(self.stand_still_seconds)  # noqa: ASYNC251 - the whole process stands still

@@ -4,8 +4,12 @@ import asyncio
 from uuid import uuid4
 
 import asyncpg
+import pytest
 
+import runtime.clock
+from service_b.database import DatabaseSettings, create_pool
 from service_b.tasks import claims
+from service_b.tasks.claims import Floor
 from tests.tasks import (
     A,
     B,
@@ -16,6 +20,7 @@ from tests.tasks import (
     finish,
     give_back,
     row,
+    rows_read,
     states,
 )
 
@@ -79,3 +84,68 @@ async def test_a_dispatch_that_was_not_sent_is_due_again_at_once(pool: asyncpg.P
     await claims.make_due_again(pool, [(ids[0], 1)])
     assert await states(sql, ids[:1]) == ["dispatched"], "taken back for an earlier attempt"
     await claims.make_due_again(pool, [])
+
+
+# --- The floor
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic time, to be set."""
+    now = [1000.0]
+    monkeypatch.setattr(runtime.clock, "now", lambda: now[0])
+    return now
+
+
+@pytest.mark.usefixtures("now")
+async def test_a_claim_does_not_read_what_an_old_snapshot_keeps(
+    database: DatabaseSettings, sql: asyncpg.Connection, other: asyncpg.Connection
+) -> None:
+    devices = [f"DEVICE{number:02}" for number in range(50)]
+    floor = Floor(margin_seconds=0)
+    async with (
+        create_pool(database.model_copy(update={"pool_size": 1})) as pool,
+        other.transaction(isolation="repeatable_read"),
+    ):
+        await other.fetch("SELECT FROM task")
+        reads = []
+        for _ in range(20):
+            await accept(pool, *devices)
+            before = await rows_read(pool, sql)
+            dispatches = await claims.claim(pool, 100, floor)
+            reads.append(await rows_read(pool, sql) - before)
+            assert len(dispatches) == len(devices)
+            await apply(pool, *(finish(dispatch) for dispatch in dispatches))
+        assert max(reads) < 10 * len(devices)
+        before = await rows_read(pool, sql)
+        await claims.claim(pool, 100)
+        assert await rows_read(pool, sql) - before >= 20 * len(devices), "there is nothing to be spared"
+
+
+async def test_a_task_that_becomes_due_below_the_floor_is_claimed_all_the_same(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, now: list[float]
+) -> None:
+    floor = Floor()
+    ids = await accept(pool, A, B, C)
+    await sql.execute("UPDATE task SET due_at = now() + interval '1 hour' WHERE equipment_id <> $1", A)
+    assert [dispatch.id for dispatch in await claims.claim(pool, 9, floor)] == ids[:1]
+    await sql.execute("UPDATE task SET due_at = now() - interval '1 second' WHERE equipment_id = $1", B)
+    assert [dispatch.id for dispatch in await claims.claim(pool, 9, floor)] == ids[1:2], "its commit came late"
+    await sql.execute("UPDATE task SET due_at = now() - interval '1 hour' WHERE equipment_id = $1", C)
+    now[0] += 9
+    assert await claims.claim(pool, 9, floor) == []
+    now[0] += 1
+    assert [dispatch.id for dispatch in await claims.claim(pool, 9, floor)] == ids[2:]
+
+
+async def test_the_floor_follows_a_clock_that_was_put_back(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, now: list[float]
+) -> None:
+    floor = Floor()
+    await accept(pool, A)
+    assert len(await claims.claim(pool, 9, floor)) == 1
+    await accept(pool, *(f"DEVICE{number:02}" for number in range(20)))
+    await sql.execute("UPDATE task SET due_at = due_at - interval '1 hour'")
+    assert await claims.claim(pool, 5, floor) == []
+    now[0] += 10
+    assert [len(await claims.claim(pool, 5, floor)) for _ in range(5)] == [5, 5, 5, 5, 0]

@@ -17,6 +17,7 @@ from tests.tasks import (
     expire,
     finish,
     promote_stranded,
+    rows_read,
 )
 
 
@@ -25,20 +26,6 @@ async def one_connection(database: DatabaseSettings) -> AsyncIterator[asyncpg.Po
     """A pool of one: what it read can be counted, and its statements' generic plans come into play."""
     async with create_pool(database.model_copy(update={"pool_size": 1})) as pool:
         yield pool
-
-
-async def rows_read(pool: asyncpg.Pool, sql: asyncpg.Connection) -> int:
-    """How many rows of the table were read so far, by whatever plan."""
-    await pool.execute("SELECT pg_stat_force_next_flush()")
-    await pool.execute("SELECT 1")
-    read: int = await sql.fetchval(
-        """
-        SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes
-                                                            WHERE relname = 'task')::bigint
-        FROM pg_stat_user_tables WHERE relname = 'task'
-        """
-    )
-    return read
 
 
 async def ask_everything(pool: asyncpg.Pool) -> None:
