@@ -24,17 +24,21 @@ async def _read_all(reader: asyncio.StreamReader, read: list[int]) -> None:
 
 async def _connected(scenario: Scenario) -> None:
     """Run a scenario with a transport, and with the end of a broker that reads nothing by itself."""
-    arrived: asyncio.Future[asyncio.StreamReader] = asyncio.get_running_loop().create_future()
+    # Python 3.13 closes a connection whose writer nobody keeps.
+    arrived: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+    arrived = asyncio.get_running_loop().create_future()
 
-    async def accept(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-        arrived.set_result(reader)
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived.set_result((reader, writer))
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=1 << 16)
     transport = Transport(33)
     await transport.create(URL.build(scheme="amqp", host="127.0.0.1", port=server.sockets[0].getsockname()[1]))
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
-            await scenario(transport, await arrived)
+            reader, writer = await arrived
+            await scenario(transport, reader)
+            writer.close()
     finally:
         transport.abort()
         server.close()
