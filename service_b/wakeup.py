@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from service_b.database import STORAGE_ERRORS, DatabaseSettings, connect
-from service_b.tasks.promotion import DUE
+from service_b.tasks import deployment
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -18,7 +18,7 @@ async def listen(settings: DatabaseSettings, wake: asyncio.Event, *, check_secon
         try:
             connection = await connect(settings)
             try:
-                await connection.add_listener(DUE, lambda *_: wake.set())
+                await connection.add_listener(await deployment.name_due(connection), lambda *_: wake.set())
                 wake.set()
                 while True:
                     await asyncio.sleep(check_seconds)

@@ -17,7 +17,7 @@ from runtime import clock
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS, DatabaseSettings, connect
 from service_b.maintenance.watermark import Watermark
-from service_b.tasks import expiry, overdue, promotion
+from service_b.tasks import deployment, expiry, overdue, promotion
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -70,7 +70,7 @@ class Reconciler:
     async def _hold_lock(self) -> None:
         connection: asyncpg.Connection = await connect(self._database)
         try:
-            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK_KEY):
+            while not await deployment.try_to_lead(connection, LOCK_KEY):
                 await asyncio.sleep(self._lock_tick_seconds)
             log.info("reconciler.leading")
             self.leading = True

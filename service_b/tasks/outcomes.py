@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from service_b.database import Connection
-from service_b.tasks import promotion
+from service_b.tasks import deployment, promotion
 from service_b.tasks.states import PENDING
 
 APPLY = f"""
@@ -102,7 +102,7 @@ async def apply(connection: Connection, changes: Sequence[Change], *, max_attemp
         freed = [row["equipment_id"] for row in applied if not row["active"]]
         await promotion.promote(connection, freed)
         if any(row["due"] for row in applied):
-            await promotion.announce(connection)
+            await deployment.announce(connection)
     # Once more, for what was being stored while this committed.
     await promotion.promote(connection, freed)
     return Applied(

@@ -5,12 +5,8 @@ from collections.abc import Sequence
 import asyncpg
 
 from service_b.database import Queries
+from service_b.tasks import deployment
 from service_b.tasks.states import WAITING
-
-DUE = "task_due"
-"""Notified when a task became due that no insert of the same process announces."""
-
-ANNOUNCE = "SELECT pg_notify($1, '')"
 
 PROMOTE = f"""
 WITH next AS MATERIALIZED (
@@ -63,13 +59,8 @@ async def promote(connection: Queries, equipment_ids: Sequence[str]) -> int:
         except asyncpg.UniqueViolationError:
             continue  # A task that was stored meanwhile was quicker, and is seen now.
     if promoted:
-        await announce(connection)
+        await deployment.announce(connection)
     return promoted
-
-
-async def announce(connection: Queries) -> None:
-    """Wake the relays of all processes once this transaction has been committed."""
-    await connection.execute(ANNOUNCE, DUE)
 
 
 async def promote_stranded(connection: Queries, after: str, limit: int) -> tuple[str, int]:

@@ -4,8 +4,7 @@ from collections.abc import Awaitable
 
 import asyncpg
 
-from service_b.tasks import claims
-from service_b.tasks.promotion import DUE
+from service_b.tasks import claims, deployment
 from tests.tasks import (
     A,
     B,
@@ -25,7 +24,7 @@ async def test_what_becomes_due_is_notified_at_once_and_what_is_held_is_not(
     pool: asyncpg.Pool, sql: asyncpg.Connection
 ) -> None:
     heard: list[str] = []
-    await sql.add_listener(DUE, lambda *arguments: heard.append(str(arguments[2])))
+    await sql.add_listener(await deployment.name_due(sql), lambda *arguments: heard.append(str(arguments[2])))
 
     async def notifications(awaitable: Awaitable[object]) -> int:
         heard.clear()

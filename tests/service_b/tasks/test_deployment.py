@@ -1,0 +1,52 @@
+"""Two deployments in two schemas of one database, on a real PostgreSQL."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+from yarl import URL
+
+from service_b.database import DatabaseSettings, connect
+from service_b.tasks import claims, deployment
+from tests.tasks import A, accept, apply, finish
+
+
+@pytest.fixture
+async def mine(database: DatabaseSettings) -> AsyncIterator[asyncpg.Connection]:
+    connection = await connect(database)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def theirs(database_url: str, sql: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
+    await sql.execute("CREATE SCHEMA customer; CREATE TABLE customer.task (LIKE task INCLUDING ALL)")
+    url = URL(database_url).update_query(search_path="customer")
+    connection = await connect(DatabaseSettings(database_url=SecretStr(str(url))))
+    yield connection
+    await connection.close()
+    await sql.execute("DROP SCHEMA customer CASCADE")
+
+
+async def test_each_hears_of_its_own_tasks_only(mine: asyncpg.Connection, theirs: asyncpg.Connection) -> None:
+    heard: list[str] = []
+    await mine.add_listener(await deployment.name_due(mine), lambda *_: heard.append("mine"))
+    await theirs.add_listener(await deployment.name_due(theirs), lambda *_: heard.append("theirs"))
+    await accept(theirs, A, A)
+    [dispatch] = await claims.claim(theirs, 9)
+    await apply(theirs, finish(dispatch))
+    for connection in (mine, theirs):
+        await connection.execute("SELECT 1")  # What was sent before comes with the answer, at the latest.
+    assert heard == ["theirs"]
+    assert await claims.claim(mine, 9) == []
+
+
+async def test_one_process_of_each_leads(
+    mine: asyncpg.Connection, theirs: asyncpg.Connection, database: DatabaseSettings
+) -> None:
+    assert await deployment.try_to_lead(mine, 1)
+    assert await deployment.try_to_lead(theirs, 1)
+    another = await connect(database)
+    assert not await deployment.try_to_lead(another, 1)
+    await another.close()
