@@ -25,6 +25,8 @@ ANSWERS = {
     422: OutcomeKind.REJECTED,
 }
 """The answers that end a task."""
+QUOTING_NOTHING = frozenset({"success", "The requested equipment is not found", "Internal provisioning exception"})
+"""What A says in its contract, word for word: nothing of a request can be in it, and so nothing is looked for."""
 
 
 async def read(response: aiohttp.ClientResponse) -> bytes:
@@ -82,7 +84,9 @@ def classify(status: int, body: bytes, parameters: str) -> tuple[OutcomeKind, st
     if not isinstance(answer, dict) or type(answer.get("code")) is not int or answer["code"] != status:
         return OutcomeKind.UNKNOWN, f"not an answer of service A: HTTP {status}"
     message = answer.get("message")
-    said = redact(message, parameters, MAX_REASON) if isinstance(message, str) else ""
+    said = message if isinstance(message, str) else ""
+    if said not in QUOTING_NOTHING:
+        said = redact(said, parameters, MAX_REASON)
     said = said.encode(errors="replace").decode().replace("\x00", "\ufffd")
     return ANSWERS.get(status, OutcomeKind.UNKNOWN), f"{status} {said}"
 
