@@ -2,8 +2,9 @@
 
 from configurator.app import create_app
 from configurator.settings import Settings
+from runtime.listener import Address
 from runtime.process import prepare
-from runtime.serving import Address, serve
+from runtime.serving import serve
 
 
 def main() -> None:

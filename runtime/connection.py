@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from runtime import malformed
 from runtime.answers import json_error, last_words
-from runtime.connections import Connections
+from runtime.connections import FRESH_SECONDS, Claim, Connections
 from runtime.upgrades import Cutter
 
 log = structlog.stdlib.get_logger(__name__)
@@ -22,7 +22,7 @@ log = structlog.stdlib.get_logger(__name__)
 class Connection(web.RequestHandler):
     """One connection: aiohttp's, but that it has limits, and that its answers to what is not HTTP quote nothing."""
 
-    __slots__ = ("_all", "_cutter", "_has_place", "_head_since", "_stuck_since", "_wire", "waits_since")
+    __slots__ = ("_all", "_cutter", "_head_since", "_stuck_since", "_wire", "waits_since")
 
     def __init__(self, server: web.Server, all_: Connections, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -36,8 +36,6 @@ class Connection(web.RequestHandler):
         self._cutter = Cutter()
         self._wire: asyncio.Transport | None = None
         """The transport; aiohttp forgets it at its close, but what it has still to write can hold it open."""
-        self._has_place = True
-        """False for one over the limit: it is only told so."""
         self.waits_since = loop.time()
         """When it was made, or gave its last answer."""
         self._head_since = 0.0
@@ -49,7 +47,7 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = cast(asyncio.Transport, transport)
         super().connection_made(transport)
-        self._has_place = self._all.add(self)
+        self._all.add(self)
 
     @override
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -58,10 +56,7 @@ class Connection(web.RequestHandler):
 
     @override
     def data_received(self, data: bytes) -> None:
-        if not self._has_place:
-            self._all.count("refused")
-            self._end_with(last_words(503, "Too many connections, try again", {"Retry-After": "1"}))
-        elif data and self._cutter.must_cut(data):
+        if data and self._cutter.must_cut(data):
             for piece in self._cutter.pieces(data):
                 self._receive_piece(piece)
         else:
@@ -131,13 +126,16 @@ class Connection(web.RequestHandler):
         answer.force_close()
         return answer
 
-    def is_served(self) -> bool:
-        """Whether its client waits for us, and not we for it."""
-        if self._stuck_since or not self._has_place:
-            return False
-        if self._current_request is not None:
-            return self._current_request.content.is_eof()
-        return bool(self._messages)
+    def claim(self, now: float) -> Claim:
+        """Judge how good its claim to its place is."""
+        if self._stuck_since:
+            return Claim.NONE
+        request = self._current_request
+        if len(self._messages) > (request is None):
+            return Claim.GREEDY
+        if self._messages or (request is not None and request.content.is_eof()):
+            return Claim.SERVED
+        return Claim.FRESH if now < self.waits_since + FRESH_SECONDS else Claim.NONE
 
     def check(self, now: float) -> None:
         """End it where its client takes too long."""

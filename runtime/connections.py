@@ -2,12 +2,14 @@
 
 Each connection is a descriptor, and a client may hold one for ever at no cost: it sends nothing, half a head, a byte a
 second, or does not read its answer. So a client has little time, and where there are too many connections, those that
-wait for their clients give way to new ones, the longest waiting first.
+wait for their clients give way to new ones.
 """
 
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
+from enum import IntEnum
+from operator import itemgetter
 from typing import Protocol
 
 import structlog
@@ -18,8 +20,8 @@ from runtime.malformed import MalformedLog
 log = structlog.stdlib.get_logger(__name__)
 
 SWEEP_SECONDS = 1.0
-SPARE = 50
-"""So many clients over the limit are told that there are too many; more are not even told."""
+FRESH_SECONDS = 0.2
+"""How long a client may be awaited before it has to give way to others. What it sent in the queue is there at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,25 @@ class Limits:
     """To take an answer, once it lies in our own buffer because the kernel takes no more."""
 
 
+class Claim(IntEnum):
+    """What claim a connection has to its place, the weakest first."""
+
+    NONE = 0
+    """We wait for its client, or it has not taken its answer yet."""
+    GREEDY = 1
+    """Its client asks for more before it is answered, as one does that reads no answers."""
+    FRESH = 2
+    """We have not waited long for its client."""
+    SERVED = 3
+    """Its client waits for us."""
+
+
 class Held(Protocol):
     """What is to be known of a connection here: `runtime.connection.Connection`."""
 
     waits_since: float
 
-    def is_served(self) -> bool: ...
+    def claim(self, now: float) -> Claim: ...
     def check(self, now: float) -> None: ...
     def abort(self) -> None: ...
 
@@ -52,6 +67,8 @@ class Connections:
         self.limits = limits
         self.malformed = MalformedLog()
         self._open: set[Held] = set()
+        self.coming = 0
+        """Accepted, but not made yet."""
         self._dropped: Counter[str] = Counter()
         """Why, and how many in this second."""
         self._timer: asyncio.TimerHandle | None = None
@@ -71,20 +88,23 @@ class Connections:
         if self._timer:
             self._timer.cancel()
 
-    def add(self, new: Held) -> bool:
-        """Give a new one its place; False where there is none."""
-        self._open.add(new)
-        if len(self._open) <= self.limits.connections:
-            return True
-        # Several at once: to find the longest waiting means to look at all.
-        waiting = sorted(
-            (one for one in self._open if one is not new and not one.is_served()), key=lambda one: one.waits_since
-        )
-        for one in waiting[: max(1, len(self._open) // 20)]:
+    def is_full(self) -> bool:
+        """Tell whether there are as many as there may be."""
+        return len(self._open) + self.coming >= self.limits.connections
+
+    def make_room(self) -> bool:
+        """Let those with the weakest claims give way, the longest waiting first; False where all claims are good."""
+        # Several at once: to find them means to look at all.
+        now = asyncio.get_running_loop().time()
+        claims = [(one.claim(now), one.waits_since, one) for one in self._open]
+        weak = sorted((each for each in claims if each[0] < Claim.FRESH), key=itemgetter(0, 1))
+        for _, _, one in weak[: max(1, len(self._open) // 20)]:
             self.drop(one, "crowded")
-        if len(self._open) > self.limits.connections + SPARE:
-            self.drop(new, "flooded")
-        return len(self._open) <= self.limits.connections
+        return not self.is_full()
+
+    def add(self, new: Held) -> None:
+        """Note one that has come."""
+        self._open.add(new)
 
     def remove(self, one: Held) -> None:
         """Forget one that has ended."""
@@ -105,7 +125,7 @@ class Connections:
         now = asyncio.get_running_loop().time()
         for one in list(self._open):
             one.check(now)
-            if self._is_stopping and not one.is_served():
+            if self._is_stopping and one.claim(now) < Claim.SERVED:
                 self.drop(one, "stopping")
         metrics.CONNECTIONS.set(len(self._open))
         self.malformed.begin_second()

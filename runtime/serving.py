@@ -1,12 +1,11 @@
 """How a process of ours listens, and how it stops: it takes nothing new, and finishes what is in flight."""
 
 import asyncio
-import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import cast
 
 import uvloop
@@ -17,29 +16,14 @@ from aiohttp.http_exceptions import BadStatusLine
 from runtime.connection import Connection
 from runtime.connections import Connections, Limits
 from runtime.health import WATCHED
+from runtime.listener import Address, Listener, ListenError
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
-BACKLOG = 4096
 STOP_SECONDS = 10.0
 """For requests that are being answered when the process is told to stop."""
 OWN_DESCRIPTORS = 200
 """Kept from the clients: for the database, the broker, the log, and whatever the process opens besides."""
-
-
-class ListenError(Exception):
-    """A port that we cannot have; the text names its variable."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen, and what the port's variable is called."""
-
-    host: str
-    port: int
-    variable: str
-    is_shared: bool = False
-    """Whether other processes may listen there, too."""
 
 
 def serve(
@@ -92,20 +76,18 @@ async def listening(
     if watchers and app[WATCHED] is not app:
         addresses[app[WATCHED]] = watchers
     runners = [web.AppRunner(each, shutdown_timeout=STOP_SECONDS) for each in addresses]
-    listeners: list[asyncio.Server] = []
+    listeners: list[Listener] = []
     try:
-        # Nothing has begun yet, should a port be taken.
         for runner, at in zip(runners, addresses.values(), strict=True):
-            listeners.append(await _bind(runner, at, connections))
+            listeners.append(Listener(at, connections, partial(_make_connection, runner, connections)))
         for runner in runners:
             await runner.setup()
             server = cast(web.Server, runner.server)
             server.request_handler = _only_http_1(server.request_handler)
         connections.watch()
-        for listener, at in zip(listeners, addresses.values(), strict=True):
-            with _named(at):
-                await listener.start_serving()
-        yield [listener.sockets[0].getsockname()[1] for listener in listeners]
+        for listener in listeners:
+            listener.start()
+        yield [listener.port for listener in listeners]
     finally:
         for listener in listeners:
             listener.close()
@@ -115,31 +97,8 @@ async def listening(
         connections.close()
 
 
-async def _bind(runner: web.AppRunner, address: Address, connections: Connections) -> asyncio.Server:
-    loop = asyncio.get_running_loop()
-
-    def make_connection() -> Connection:
-        return Connection(cast(web.Server, runner.server), connections, loop)
-
-    with _named(address):
-        return await loop.create_server(
-            make_connection,
-            address.host,
-            address.port,
-            backlog=BACKLOG,
-            reuse_port=address.is_shared,
-            start_serving=False,
-        )
-
-
-@contextmanager
-def _named(address: Address) -> Iterator[None]:
-    """Say which variable is at fault where we cannot listen."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ListenError(f"{address.variable}: cannot listen on {address.host}:{address.port}: {reason}") from None
+def _make_connection(runner: web.AppRunner, connections: Connections) -> Connection:
+    return Connection(cast(web.Server, runner.server), connections, asyncio.get_running_loop())
 
 
 def _only_http_1(handler: Handler) -> Handler:

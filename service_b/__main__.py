@@ -1,7 +1,8 @@
 """`python -m service_b`: the web process."""
 
+from runtime.listener import Address
 from runtime.process import prepare
-from runtime.serving import Address, serve
+from runtime.serving import serve
 from service_b.app import create_app
 from service_b.settings import Settings
 

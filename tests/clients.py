@@ -8,7 +8,8 @@ import aiohttp
 from aiohttp import web
 
 from runtime.connections import Limits
-from runtime.serving import Address, listening
+from runtime.listener import Address
+from runtime.serving import listening
 
 GENEROUS = Limits(connections=1000)
 

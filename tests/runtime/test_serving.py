@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from runtime.answers import Answer
 from runtime.connections import Limits
 from runtime.health import add_health_routes
-from runtime.serving import STOP_SECONDS, Address, ListenError, listening
+from runtime.listener import Address, ListenError
+from runtime.serving import STOP_SECONDS, listening
 from tests.clients import Client, ask_raw, requests_at_work, serving
 from tests.conftest import eventually
 from tests.system.processes import Module, Process
@@ -179,17 +180,18 @@ async def test_clients_that_hold_on_keep_nobody_out(connect: Connect, sent: byte
             assert (await (await connect(client)).ask()).endswith(b'"name"')
 
 
-async def test_who_is_being_served_does_not_give_way_and_the_surplus_is_told(connect: Connect) -> None:
+async def test_who_is_being_served_does_not_give_way_and_others_wait_for_a_place(connect: Connect) -> None:
     go_on = asyncio.Event()
     async with serving(make_app(go_on), Limits(connections=5)) as client:
         served = [await connect(client, GET.replace(b"name", b"slow")) for _ in range(5)]
         await eventually(lambda: requests_at_work() == 5)
-        told = await (await connect(client, GET)).rest()
-        assert told.startswith(b"HTTP/1.1 503 ")
-        assert b"\r\nRetry-After: 1\r\n" in told
+        waiting = [asyncio.create_task((await connect(client)).ask()) for _ in range(10)]
+        assert requests_at_work() == 5
         go_on.set()
         for wire in served:
             assert (await wire.reader.readuntil(b'"slow"')).startswith(b"HTTP/1.1 200")
+        for asking in waiting:
+            assert (await asking).endswith(b'"name"')
 
 
 # What is not HTTP

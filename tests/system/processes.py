@@ -57,9 +57,11 @@ class Process:
         """The id of the running process."""
         return self._running().pid
 
-    def start(self, *, wait: bool = True, timeout: float = 90) -> None:
+    def start(self, *, wait: bool = True, timeout: float = 90, descriptors: int | None = None) -> None:
         """Start it; with `wait`, until it says that it is ready (up to `timeout` seconds)."""
-        self._process = spawn([sys.executable, "-m", self.module], base_environment() | self.environment, self.log_file)
+        command = [sys.executable, "-m", self.module]
+        environment = base_environment() | self.environment
+        self._process = spawn(command, environment, self.log_file, descriptors=descriptors)
         if wait:
             self.wait_until_ready(timeout)
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -38,14 +39,19 @@ def spawn(
     folder: Path = ROOT,
     death_signal: signal.Signals = signal.SIGKILL,
     user: int | None = None,
+    descriptors: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own, so that Ctrl-C reaches only us; it gets `death_signal` if we die.
+
+    It may have so many `descriptors`, by default as many as we.
 
     What it writes, its log too, is for its user alone: it may hold other people's passwords.
     """
 
     def tie_to_parent() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, int(death_signal))
+        if descriptors:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
     make_private(log_file.parent)
     log_file.touch(0o600)

@@ -1,0 +1,69 @@
+"""Clients that never let go, several times as many as the process has room for, keep nobody out."""
+
+import asyncio
+import signal
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from messaging.settings import BrokerSettings
+from tests.conftest import eventually
+from tests.e2e.conftest import BODY, PATH, in_thread, open_fleet, samples
+from tests.fake_a import FakeA
+from tests.system.spawning import base_environment, end, free_port, spawn
+
+DESCRIPTORS = 400
+EACH = 200
+ROUNDS = 100
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one port", "two ports"])
+async def test_who_holds_on_keeps_nobody_out(
+    tmp_path: Path, broker: BrokerSettings, database_url: str, fake_a: FakeA, apart: bool
+) -> None:
+    watched = {"HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": str(free_port())} if apart else {}
+    async with open_fleet(tmp_path, broker, database_url, fake_a) as fleet:
+        web = fleet.process("service_b", **watched)
+        await in_thread(lambda: web.start(wait=False, descriptors=DESCRIPTORS))
+        watch_url = f"http://127.0.0.1:{watched.get('HEALTH_PORT', web.port)}"
+
+        async def open_connections() -> float:
+            try:
+                async with fleet.client.get(f"{watch_url}/metrics") as response:
+                    return samples(await response.text())["http_connections", frozenset()]
+            except aiohttp.ClientError:
+                return 0
+
+        holding = spawn(
+            [sys.executable, "-m", "tests.e2e.holding", str(web.port), str(EACH)],
+            base_environment(),
+            tmp_path / "holding.log",
+        )
+        try:
+
+            async def is_full() -> bool:
+                return await open_connections() >= DESCRIPTORS - 200
+
+            await eventually(is_full)
+            # Each request on a connection of its own, which has to find its place.
+            worst = {"POST": 0.0, "scrape": 0.0}
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client:
+                for number in range(ROUNDS):
+                    begun = time.monotonic()
+                    async with client.post(f"{web.url}{PATH}/DEVICE{number:03}", json=BODY) as response:
+                        assert response.status == 200
+                    posted = time.monotonic()
+                    async with client.get(f"{watch_url}/metrics") as response:
+                        assert response.status == 200
+                        await response.read()
+                    worst["POST"] = max(worst["POST"], posted - begun)
+                    worst["scrape"] = max(worst["scrape"], time.monotonic() - posted)
+                    await asyncio.sleep(0.05)
+            print({what: f"{seconds * 1000:.0f} ms at worst" for what, seconds in worst.items()})
+            assert holding.poll() is None
+        finally:
+            end(holding, signal.SIGKILL, timeout=30)
+        assert await in_thread(web.terminate) == 0
