@@ -243,6 +243,7 @@ def test_a_url_of_another_shape_is_refused_at_start(monkeypatch: pytest.MonkeyPa
         (lambda url: url.with_password("wrong"), 'password authentication failed for user "admin"'),
         (lambda url: url.with_path("/nothing"), 'database "nothing" does not exist'),
         (lambda url: url.with_port(1), "Connect call failed ('127.0.0.1', 1)"),
+        (lambda url: url.update_query(options="-cdefault_transaction_read_only=on"), "no host takes writes"),
     ],
 )
 async def test_readiness_says_why_there_is_no_connection(database_url: str, change: object, words: str) -> None:
