@@ -73,6 +73,22 @@ async def apply(pool: Queries, *changes: Change, max_attempts: int = 3) -> dict[
     return applied.accepted
 
 
+async def one_of_each(pool: Queries) -> dict[str, Dispatch]:
+    """Bring a task into each state, by the way that tasks go; by the name of the state, with its latest attempt."""
+    ids = await accept(pool, A, A, B, C, "DEVICE0D")
+    dispatched, waiting, due, success, error = ids
+    claimed = await claimed_by_id(pool)
+    await apply(pool, give_back(claimed[due]), finish(claimed[success]), finish(claimed[error], 404))
+    never = Dispatch(waiting, 0, A, 1, 1, "{}")
+    return {
+        "waiting": never,
+        "due": claimed[due],
+        "dispatched": claimed[dispatched],
+        "success": claimed[success],
+        "error": claimed[error],
+    }
+
+
 async def expire(pool: Queries, limit: int) -> list[UUID]:
     """End tasks past their deadline."""
     async with connected(pool) as connection:

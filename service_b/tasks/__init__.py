@@ -1,4 +1,68 @@
-"""The tasks: all of their SQL, a module a question.
+"""The tasks: all of their SQL, a module a question. This is the theory of operation.
 
-Statements that wait for row locks take them in the order of the equipment id, so that they cannot deadlock.
+The states
+==========
+
+A task is in exactly one state, which its row tells (the conditions are in `states`, in this one place):
+
+                 promote          claim              a final outcome
+    ─▶ waiting ───────────▶ due ─────────▶ dispatched ──────────────▶ success | error
+       │                    │ ▲                │                               ▲
+       │                    │ └────────────────┘                               │
+       │                    │   another outcome, or taken back                 │
+       └────────────────────┴──────────────────────────────────────────────────┘
+                               the deadline has passed
+
+- *waiting*: another task of its device comes first.
+- *due*: its next attempt may be dispatched at `due_at`. That may lie in the future: the device must be left alone, or
+  it is polite to wait.
+- *dispatched*: an attempt is on its way (published, being called, or its outcome is in a queue).
+- *success*, *error*: finished, for good. `code` is what a client is told.
+
+*Active* means due or dispatched: the one task that may configure its device now. A unique index over the devices of
+active tasks makes "one at a time" a fact of the schema. The other indexes serve one state each.
+
+The transitions
+===============
+
+| from | to | who | in | what guards it |
+| --- | --- | --- | --- | --- |
+| - | due | web, on a POST | `inserts` | nothing unfinished of its device is seen; the unique index |
+| - | waiting | web, on a POST | `inserts` | something is |
+| waiting | due | whoever freed the device, or stored the task | `promotion` | it is the oldest; nothing is active |
+| due | dispatched, attempt + 1 | the relay | `claims` | `due_at` has come, the deadline has not; row lock |
+| dispatched | due | the relay, for what the broker refused | `claims` | still this very attempt, still dispatched |
+| dispatched | due | results, on an outcome that is not final | `outcomes` | still this very attempt, still dispatched |
+| dispatched, due | success, error | results, on a final outcome | `outcomes` | this very attempt, not finished |
+| waiting, due | error | the reconciler | `expiry` | its deadline has passed, and service A is not at it |
+
+A final outcome counts though its task is due again: the attempt was given up for lost, and its answer came after all.
+Everything else that comes late, twice, or for nobody meets its guard and changes nothing.
+
+Nobody waits for a row
+======================
+
+A row that somebody else holds (an open psql, a backfill, a process that stands still) delays its own device and no
+other. Statements take rows with SKIP LOCKED; what they skipped they name, and it is asked again later. Inserts take no
+row at all.
+
+So nothing stops a task from being stored as waiting while the one in front of it ends and finds nothing waiting. Two
+rules keep such a task from being left behind:
+
+1. A new task is due at once only if nothing unfinished of its device is seen; what waits is never overtaken.
+2. Who stores a waiting task, and who ends an active one, looks once more **after the commit**: is anything waiting
+   there, and nothing active? Whichever of the two commits last sees what the other has done, and promotes.
+
+A process that dies between its commit and that look leaves a waiting task with nothing in front of it; so does one
+whose row was held just then. `promotion.promote_stranded` goes round all devices and finds those.
+
+Nobody plans anew
+=================
+
+Statistics are of another moment than the one to plan for. Sessions leave nothing to them (`database_session`), and the
+statements are written so that rows are found by a key: `CROSS JOIN LATERAL (... OFFSET 0)` looks one up for each of a
+batch, `id = ANY(ARRAY(SELECT ...))` reaches those of a batch at once, a scalar subselect with LIMIT 1 asks whether
+there is one. The columns of a batch travel through a statement once.
+
+Each statement is a constant beside the one function that sends it: `tests/service_b/tasks/test_plans.py` explains all.
 """

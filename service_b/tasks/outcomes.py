@@ -7,19 +7,19 @@ from uuid import UUID
 
 from service_b.database import Connection
 from service_b.tasks import deployment, promotion
-from service_b.tasks.states import PENDING
 
-APPLY = f"""
+APPLY = """
 WITH change AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::text[],
                          $5::interval[], $6::interval[], $7::boolean[])
     AS change (id, attempt, code, reason, hold, backoff, unknown)
 ), locked AS MATERIALIZED (
-    -- `counts`: it is of the attempt that the task is at. A final answer counts though the task is due again.
+    -- It counts if its task is active (not waiting, not finished) and at this very attempt. A final answer counts
+    -- though the task is due again.
     SELECT change.*,
-        mine.pending AND mine.attempt = change.attempt AND (change.code IS NOT NULL OR mine.due_at IS NULL) AS counts
+        mine.active AND mine.attempt = change.attempt AND (change.code IS NOT NULL OR mine.due_at IS NULL) AS counts
     FROM change CROSS JOIN LATERAL (
-        SELECT attempt, due_at, {PENDING} AS pending FROM task WHERE task.id = change.id OFFSET 0 FOR UPDATE SKIP LOCKED
+        SELECT attempt, due_at, active FROM task WHERE task.id = change.id OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS mine
 ), applied AS (
     UPDATE task SET

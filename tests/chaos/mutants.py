@@ -98,7 +98,7 @@ MUTANTS = (
     Mutant(
         "no status='pending' guard",
         "service_b/tasks/outcomes.py",
-        [("mine.pending AND mine.attempt", "mine.attempt")],
+        [("mine.active AND mine.attempt", "mine.attempt")],
         COPIES,
         frozenset({"doubled"}),
     ),

@@ -1,0 +1,80 @@
+"""The theory of operation: which transition there is from which state, on a real PostgreSQL."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from service_b.tasks import claims
+from service_b.tasks.claims import Dispatch
+from service_b.tasks.states import AT_HOME, DISPATCHED, DUE, FINISHED, PENDING, WAITING
+from tests.tasks import apply, expire, finish, give_back, let_time_pass, one_of_each, promote_stranded, states
+
+STATES = ["waiting", "due", "dispatched", "success", "error"]
+
+
+async def test_each_condition_holds_for_the_states_that_it_names(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    named = {dispatch.id: state for state, dispatch in (await one_of_each(pool)).items()}
+    assert await states(sql, list(named)) == list(named.values()) == STATES
+    for condition, expected in {
+        PENDING: {"waiting", "due", "dispatched"},
+        WAITING: {"waiting"},
+        DUE: {"due"},
+        DISPATCHED: {"dispatched"},
+        FINISHED: {"success", "error"},
+        AT_HOME: {"waiting", "due"},
+        "active": {"due", "dispatched"},
+    }.items():
+        assert {named[row["id"]] for row in await sql.fetch(f"SELECT id FROM task WHERE {condition}")} == expected
+
+
+async def claim(pool: asyncpg.Pool, _: Dispatch) -> object:
+    return await claims.claim(pool, 9)
+
+
+async def take_back(pool: asyncpg.Pool, dispatch: Dispatch) -> object:
+    return await claims.make_due_again(pool, [(dispatch.id, dispatch.attempt)])
+
+
+async def end(pool: asyncpg.Pool, dispatch: Dispatch) -> object:
+    return await apply(pool, finish(dispatch))
+
+
+async def end_an_earlier_attempt(pool: asyncpg.Pool, dispatch: Dispatch) -> object:
+    return await apply(pool, finish(Dispatch(dispatch.id, dispatch.attempt + 7, "", 1, 1, "")))
+
+
+async def try_again(pool: asyncpg.Pool, dispatch: Dispatch) -> object:
+    return await apply(pool, give_back(dispatch))
+
+
+async def meet_the_deadline(pool: asyncpg.Pool, _: Dispatch) -> object:
+    async with pool.acquire() as connection:
+        await let_time_pass(connection, 5000)  # type: ignore[arg-type]
+    return await expire(pool, 9)
+
+
+async def look_for_stranded(pool: asyncpg.Pool, _: Dispatch) -> object:
+    return await promote_stranded(pool, "", 9)
+
+
+TRANSITIONS: dict[Callable[[asyncpg.Pool, Dispatch], Awaitable[Any]], dict[str, str]] = {
+    claim: {"due": "dispatched"},
+    take_back: {"dispatched": "due"},
+    end: {"dispatched": "success", "due": "success"},
+    end_an_earlier_attempt: {},
+    try_again: {"dispatched": "due"},
+    meet_the_deadline: {"waiting": "error", "due": "error"},
+    look_for_stranded: {},
+}
+
+
+@pytest.mark.parametrize("transition", TRANSITIONS)
+@pytest.mark.parametrize("state", STATES)
+async def test_there_are_these_transitions_and_no_others(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, state: str, transition: Callable[[Any, Any], Awaitable[Any]]
+) -> None:
+    dispatch = (await one_of_each(pool))[state]
+    await transition(pool, dispatch)
+    assert await states(sql, [dispatch.id]) == [TRANSITIONS[transition].get(state, state)]
