@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import accept, floor, growth, idle, locked, path, plans, scale, slots, status
+from tests.bench import accept, floor, growth, idle, locked, path, plans, scale, scrapers, slots, status
 from tests.bench.report import Report
 from tests.bench.stage import QUICK, Sizes, Stage
 from tests.system.spawning import LOCAL
@@ -25,6 +25,7 @@ REPEATING = {
     "growth": growth.measure,
     "plans": plans.measure,
     "locked": locked.measure,
+    "scrapers": scrapers.measure,
     "scale": scale.measure,
 }
 """These repeat their figures by themselves."""

@@ -119,6 +119,11 @@ RATIOS = (
     ),
     Ratio("path, slowest / fastest under stale statistics", plans_ratio, at_least=0.85),
     Ratio("path, a row locked / none", lambda f: f["locked.path"] / f["locked.path, no lock"], at_least=0.85),
+    Ratio(
+        "POST's median, 32 scrapers / none",
+        lambda f: f["scrapers.POST p50"] / f["scrapers.POST p50, none"],
+        at_most=2,
+    ),
     Ratio("idle, share of one core", lambda f: f["idle.total"], at_most=0.01),
 )
 """What issue 4 asks for. Of each, the median of the rounds counts: machines differ from minute to minute, too."""
