@@ -10,7 +10,20 @@ import pytest
 
 from service_b.tasks import claims, outcomes
 from service_b.tasks.claims import Dispatch
-from tests.tasks import A, B, C, accept, apply, expire, finish, give_back, let_time_pass, promote_stranded, states
+from tests.tasks import (
+    A,
+    B,
+    C,
+    accept,
+    apply,
+    expire,
+    finish,
+    give_back,
+    let_time_pass,
+    promote_stranded,
+    run_device_down,
+    states,
+)
 
 LOCKED = "SELECT FROM task WHERE id = $1 FOR UPDATE"
 CHANGED = "UPDATE task SET reason = 'backfill' WHERE id = $1"
@@ -98,3 +111,20 @@ async def test_deadlines_of_other_devices_are_kept(
     async with held(other, dispatches[0].id):
         assert len(await expire(pool, 10)) == 5
     assert await expire(pool, 10) == [dispatches[0].id]
+
+
+async def test_a_hundred_devices_are_served_in_order_beside_one_that_is_held(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, other: asyncpg.Connection
+) -> None:
+    """Stored, claimed, ended and promoted, three tasks each; then the held one goes on."""
+    devices = [f"DEVICE{number:03}" for number in range(100)]
+    mine = await accept(pool, A)
+    [dispatch] = await claims.claim(pool, 1)
+    async with held(other, dispatch.id):
+        ids = [id_ for _ in range(3) for id_ in await accept(pool, *devices, A)]
+        others = [id_ for position, id_ in enumerate(ids) if position % 101 < 100]
+        mine += [id_ for id_ in ids if id_ not in others]
+        assert sorted(await run_device_down(pool)) == sorted(others)
+        assert await states(sql, mine) == ["dispatched"] + ["waiting"] * 3
+    await apply(pool, finish(dispatch))
+    assert [dispatch.id, *await run_device_down(pool)] == mine
