@@ -116,11 +116,12 @@ async def test_a_byte_at_a_time_is_half_a_head(connect: Connect) -> None:
     async with serving(make_app(), Limits(connections=10, head_seconds=0.5)) as client:
         wire = await connect(client, b"GET /")
 
+        reading = asyncio.create_task(wire.rest())
+
         async def drip() -> bool:
             wire.writer.write(b"n")
-            return wire.reader.at_eof()
+            return reading.done()  # At the stream's end or, when a byte was under way, at its reset.
 
-        reading = asyncio.create_task(wire.rest())
         with capture_logs() as logs:
             await eventually(drip)
             await reading

@@ -349,9 +349,10 @@ async def test_deadlines_and_stranded_tasks_are_looked_after_without_a_broker(
             return await states(sql, [*old, *new]) == ["error"] * 3 + ["due", "error", "due"]
 
         await eventually(all_is_well)
+        # Counted a moment after the commit that we see.
+        await eventually(lambda: metric("tasks_stranded_total") == stranded + 1)
     assert metric("tasks_expired_total") == expired + 3
     assert metric("tasks_finished_total", code="500") == finished + 3
-    assert metric("tasks_stranded_total") == stranded + 1
 
 
 async def leaders(sql: asyncpg.Connection) -> list[int]:
