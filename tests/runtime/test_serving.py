@@ -372,6 +372,27 @@ async def is_alive(url: str) -> bool:
         return False
 
 
+@pytest.mark.parametrize("module", ["service_b", "service_b.results", "configurator"])
+async def test_no_process_echoes_what_is_not_http(tmp_path: Path, module: Module) -> None:
+    process = Process(module, tmp_path, NOWHERE)
+    process.start(wait=False)
+    try:
+        await eventually(lambda: is_alive(process.url))
+        for raw in (
+            b"SECRET\r\n\r\n",
+            b"GET /SECRET HTTP/1.1\r\nHost: a\r\nExpect: SECRET\r\nConnection: close\r\n\r\n",
+        ):
+            head, body = await ask_raw(process.port, raw)
+            assert (b"application/json" in head, b"Server:" in head) == (True, False)
+            assert b"SECRET" not in body
+    finally:
+        process.close()
+    log = process.log_file.read_text()
+    assert "http.malformed" in log
+    assert "SECRET" not in log
+    assert "Traceback" not in log
+
+
 async def test_several_processes_share_a_port_where_that_is_wanted(tmp_path: Path) -> None:
     port, own = free_port(), [free_port(), free_port()]
     environment = NOWHERE | {"APP_PORT": str(port), "REUSE_PORT": "true", "HEALTH_HOST": "127.0.0.1"}
