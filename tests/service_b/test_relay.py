@@ -273,6 +273,33 @@ async def test_a_returned_message_brings_its_queue_back_and_is_published_again(
     assert metric("tasks_dispatched_total", publication="returned") == returned + 40
 
 
+async def test_what_was_refused_is_made_due_again_once_nobody_holds_its_row(
+    watch: Watch,
+    broker: BrokerSettings,
+    amqp: AbstractChannel,
+    sql: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publish, somebody = Channel.publish, sql.transaction()
+
+    async def refuse(_: Channel, routing_key: str, letters: Sequence[Letter]) -> list[Publication]:
+        monkeypatch.setattr(Channel, "publish", publish)
+        await somebody.start()
+        await sql.execute("SELECT FROM task FOR UPDATE")
+        return [Publication.RETURNED] * len(letters)
+
+    monkeypatch.setattr(Channel, "publish", refuse)
+    [id_] = await accept(watch.pool, "DEVICE1")
+    async with relaying(broker, watch.pool):
+        await watch.until_idle()
+        [other] = await accept(watch.pool, "DEVICE2")
+        await eventually(lambda: _holds(amqp, broker, 1))
+        assert await states(sql, [id_]) == ["dispatched"]
+        await somebody.rollback()
+        await eventually(lambda: _holds(amqp, broker, 2))
+    assert await attempts(amqp, broker) == [(other, 1), (id_, 2)]
+
+
 async def test_what_may_have_reached_the_broker_is_left_to_the_reconciler(
     watch: Watch,
     broker: BrokerSettings,
