@@ -258,6 +258,15 @@ def _check_repeats(calls: Sequence[Call]) -> Iterable[Violation]:
 def _check_order(
     events: dict[str, list[Event]], rows: dict[str, Event], changes: dict[str, list[Event]], calls: Sequence[Call]
 ) -> Iterable[Violation]:
+    """Whoever is behind another one comes after it, unless both were under way at once: then either may be first."""
+    sent = {event["marker"]: event["t"] for event in events["submit"]}
+    submitted = {event["task"]: event for event in events["submitted"]}
+
+    def one_after_the_other(first: str, second: str) -> bool:
+        if first not in submitted or second not in submitted:
+            return False
+        return bool(submitted[first]["t"] < sent[submitted[second]["marker"]])
+
     first_call: dict[str, float] = {}
     for call in calls:
         first_call[call.task] = min(first_call.get(call.task, math.inf), call.begin)
@@ -273,7 +282,8 @@ def _check_order(
         own.sort(key=lambda row: int(row["seq"]))
         for what, when in (("called", first_call), ("promoted", promoted)):
             for first, second in pairwise([row for row in own if row["task"] in when]):
-                if when[second["task"]] < when[first["task"]]:
+                late = when[second["task"]] < when[first["task"]]
+                if late and one_after_the_other(first["task"], second["task"]):
                     yield Violation(
                         "order",
                         second["t"],

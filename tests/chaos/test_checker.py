@@ -72,6 +72,18 @@ def test_clean_history_is_clean() -> None:
     assert verdict.finished == {"200": 2, "404": 1}
 
 
+def test_two_that_were_under_way_at_once_may_come_in_either_order() -> None:
+    history = altered("row", "one", seq=7)
+    next(e for e in history if e["kind"] == "submit" and e["marker"] == "m-two")["t"] = 1.2
+    assert kinds(history) == set()
+
+
+def test_one_that_was_sent_later_may_not_be_called_earlier() -> None:
+    history = clean()
+    of(history, "a.begin", "two").update(t=0.5, sent=0.5)
+    assert "order" in kinds(history)
+
+
 def without(kind: str, name: str) -> Made:
     history = clean()
     history.remove(of(history, kind, name))
