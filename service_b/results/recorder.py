@@ -115,11 +115,11 @@ class Recorder:
                 break
             except STORAGE_ERRORS as error:
                 log.warning("recorder.storage_unavailable", error=repr(error), retry_in=self._pause_seconds)
-                if self._stopping.is_set():
-                    channel.lose("stopped while the storage is away")
-                    return
             except Exception:
                 log.exception("recorder.bug", outcomes=len(changes), retry_in=self._pause_seconds)
+            if self._stopping.is_set():
+                channel.lose("stopped while outcomes cannot be written down")
+                return
             await asyncio.sleep(self._pause_seconds)
         kept = {delivery.tag: delivery for _, _, delivery in map(changes.__getitem__, held)}
         if kept:
