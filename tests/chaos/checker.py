@@ -1,7 +1,7 @@
 """The judge: reads a history after all faults were healed and the queues drained, and knows nothing of the system."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -258,15 +258,11 @@ def _check_repeats(calls: Sequence[Call]) -> Iterable[Violation]:
 def _check_order(
     events: dict[str, list[Event]], rows: dict[str, Event], changes: dict[str, list[Event]], calls: Sequence[Call]
 ) -> Iterable[Violation]:
-    """Whoever is behind another one comes after it, unless both were under way at once: then either may be first."""
+    """What was acknowledged before another of its device was sent is called, and promoted, before that one.
+
+    Of two that were under way at once either may be first.
+    """
     sent = {event["marker"]: event["t"] for event in events["submit"]}
-    submitted = {event["task"]: event for event in events["submitted"]}
-
-    def one_after_the_other(first: str, second: str) -> bool:
-        if first not in submitted or second not in submitted:
-            return False
-        return bool(submitted[first]["t"] < sent[submitted[second]["marker"]])
-
     first_call: dict[str, float] = {}
     for call in calls:
         first_call[call.task] = min(first_call.get(call.task, math.inf), call.begin)
@@ -276,20 +272,22 @@ def _check_order(
             if change["active"] and not change["old_active"]:
                 promoted.setdefault(task, change["n"])
     devices = defaultdict(list)
-    for row in rows.values():
-        devices[row["device"]].append(row)
-    for device, own in devices.items():
-        own.sort(key=lambda row: int(row["seq"]))
+    for event in events["submitted"]:
+        devices[event["device"]].append(event)
+    for device, submitted in devices.items():
         for what, when in (("called", first_call), ("promoted", promoted)):
-            for first, second in pairwise([row for row in own if row["task"] in when]):
-                late = when[second["task"]] < when[first["task"]]
-                if late and one_after_the_other(first["task"], second["task"]):
-                    yield Violation(
-                        "order",
-                        second["t"],
-                        second["task"],
-                        f"{device}: seq {second['seq']} was {what} before seq {first['seq']}",
-                    )
+            taken = [event for event in submitted if event["task"] in when]
+            acknowledged = deque(sorted(taken, key=lambda event: event["t"]))
+            last: Event | None = None
+            for event in sorted(taken, key=lambda event: sent[event["marker"]]):
+                # Of all that had been acknowledged when this one was sent, the one that was taken last.
+                while acknowledged and acknowledged[0]["t"] < sent[event["marker"]]:
+                    earlier = acknowledged.popleft()
+                    if last is None or when[earlier["task"]] > when[last["task"]]:
+                        last = earlier
+                if last and when[event["task"]] < when[last["task"]]:
+                    detail = f"{device}: was {what} before {last['task']}, which was acknowledged before it was sent"
+                    yield Violation("order", event["t"], event["task"], detail)
     yield from _check_acceptance(events, rows)
 
 
