@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from email.utils import formatdate
 from functools import lru_cache
-from http import HTTPStatus
+from http.client import responses
 from typing import Any, NoReturn
 
 from aiohttp import web
@@ -33,7 +33,8 @@ class Answer(web.StreamResponse):
     """
 
     def __init__(self, code: int, body: bytes, headers: Mapping[str, str] | None = None, *, kind: str = JSON) -> None:
-        super().__init__(status=code)
+        # Not super().__init__(), which makes a map of headers: a fiftieth of all that is done for a request.
+        self._status, self._reason, self._state = code, responses.get(code, ""), {}
         self._head = _head(code, kind, len(body), headers)
         self._whole = body
 
@@ -43,8 +44,9 @@ class Answer(web.StreamResponse):
             return request.writer
         match = getattr(request, "_match_info", None)
         if match is not None:  # As it is for a request that could not be read.
-            for app in match.apps:
-                _check_signals(app)
+            for app in match._apps:  # noqa: SLF001 - `apps` copies the list
+                if app.on_response_prepare:
+                    raise TypeError("on_response_prepare changes answers: an Answer is whole")
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
         head = self._head
@@ -86,7 +88,7 @@ def last_words(code: int, message: str, headers: Mapping[str, str] | None = None
 
 
 def _head(code: int, kind: str, length: int, headers: Mapping[str, str] | None) -> str:
-    head = f"{_first_lines(code, kind)}Content-Length: {length}\r\n{_date(int(time.time()))}"
+    head = _first_lines(code, kind, length) + _date(int(time.time()))
     if headers:
         for name, value in headers.items():
             if not (value.isascii() and value.isprintable()):
@@ -95,18 +97,11 @@ def _head(code: int, kind: str, length: int, headers: Mapping[str, str] | None) 
     return head
 
 
-@lru_cache(maxsize=8)
-def _check_signals(app: web.Application) -> None:
-    """Once an app: it takes no more signals after its start."""
-    if app.on_response_prepare:
-        raise TypeError("on_response_prepare changes answers: an Answer is whole")
-
-
-@lru_cache
-def _first_lines(code: int, kind: str) -> str:
+@lru_cache(maxsize=1024)
+def _first_lines(code: int, kind: str, length: int) -> str:
     if code < 200 or code in WITHOUT_BODY:
         raise ValueError(f"{code}: such an answer has no body")
-    return f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\nContent-Type: {kind}\r\n"
+    return f"HTTP/1.1 {code} {responses[code]}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
 
 
 @lru_cache

@@ -12,7 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from typing_extensions import override
 
 from runtime import malformed
-from runtime.answers import json_error, last_words
+from runtime.answers import Answer, json_error, last_words
 from runtime.connections import FRESH_SECONDS, Claim, Connections
 from runtime.upgrades import Cutter
 
@@ -22,7 +22,7 @@ log = structlog.stdlib.get_logger(__name__)
 class Connection(web.RequestHandler):
     """One connection: aiohttp's, but that it has limits, and that its answers to what is not HTTP quote nothing."""
 
-    __slots__ = ("_all", "_cutter", "_head_since", "_stuck_since", "_wire", "waits_since")
+    __slots__ = ("_all", "_cutter", "_head_since", "_stuck_since", "_wire")
 
     def __init__(self, server: web.Server, all_: Connections, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -36,8 +36,6 @@ class Connection(web.RequestHandler):
         self._cutter = Cutter()
         self._wire: asyncio.Transport | None = None
         """The transport; aiohttp forgets it at its close, but what it has still to write can hold it open."""
-        self.waits_since = loop.time()
-        """When it was made, or gave its last answer."""
         self._head_since = 0.0
         """When a head began to come that is not whole yet; 0 without one."""
         self._stuck_since = 0.0
@@ -89,16 +87,13 @@ class Connection(web.RequestHandler):
         super().resume_writing()
 
     @override
-    def log_access(self, request: web.BaseRequest, response: web.StreamResponse, time: float | None) -> None:
-        """Note that an answer was given: aiohttp calls this once for each."""
-        self.waits_since = self._loop.time()
-
-    @override
     def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         """Send an answer; aiohttp's own errors (to an `Expect` that it does not know) quote the request."""
-        if isinstance(resp, web.HTTPException):
+        if type(resp) is not Answer and isinstance(
+            resp, web.HTTPException
+        ):  # The first asks quicker, and nearly always.
             allow = {"Allow": resp.headers["Allow"]} if "Allow" in resp.headers else None
             resp = json_error(resp.status, {"code": resp.status, "message": resp.reason}, allow)
         return web.RequestHandler.finish_response(self, request, resp, start_time)
@@ -125,6 +120,11 @@ class Connection(web.RequestHandler):
         answer = json_error(code, {"code": code, "message": text})
         answer.force_close()
         return answer
+
+    @property
+    def waits_since(self) -> float:
+        """When it was made, or gave its last answer: aiohttp reckons from then when it will be idle for too long."""
+        return self._next_keepalive_close_time - self._all.limits.keepalive_seconds
 
     def claim(self, now: float) -> Claim:
         """Judge how good its claim to its place is."""

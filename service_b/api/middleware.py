@@ -8,7 +8,8 @@ from aiohttp.typedefs import Handler
 
 from runtime.answers import json_error
 from runtime.http import observe
-from service_b.api.errors import ApiError
+from service_b.api.errors import ApiError, UnavailableError
+from service_b.storage import StorageRefusedError, StorageUnavailableError
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -28,6 +29,10 @@ async def observe_and_answer(request: web.Request, handler: Handler) -> web.Stre
         response = await handler(request)
     except ApiError as error:
         response = json_error(error.code, error.body(), error.headers)
+    except StorageUnavailableError:
+        response = json_error(UnavailableError.code, UnavailableError().body(), UnavailableError.headers)
+    except StorageRefusedError:
+        response = json_error(ApiError.code, ApiError().body())
     except web.HTTPException as error:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         message = MESSAGES.get(error.status, error.reason)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from collections.abc import Awaitable
 from typing import TypeVar
 
 from aiohttp import web
@@ -19,10 +18,8 @@ from service_b.api.errors import (
     CompressedBodyError,
     EquipmentNotFoundError,
     TaskNotFoundError,
-    UnavailableError,
 )
 from service_b.statuses import Statuses
-from service_b.storage import StorageRefusedError, StorageUnavailableError
 from service_b.submission import Submission
 
 T = TypeVar("T")
@@ -59,8 +56,7 @@ async def create_task(request: web.Request) -> web.StreamResponse:
     if _is_compressed(request.headers):
         raise CompressedBodyError
     wanted = parse_request(await _read(request))
-    submission = request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters)
-    name = str(await _from_storage(submission))
+    name = str(await request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters))
     return Answer(
         200,
         b'{"code":200,"taskId":"%s"}' % name.encode(),
@@ -73,7 +69,7 @@ async def tell_status(request: web.Request) -> web.StreamResponse:
     serial = parse_serial(request.match_info["id"])
     if not CANONICAL_UUID.fullmatch(request.match_info["task"]):
         raise TaskNotFoundError
-    status = await _from_storage(request.app[STATUSES].get(request.match_info["task"]))
+    status = await request.app[STATUSES].get(request.match_info["task"])
     if status is None:
         raise TaskNotFoundError
     if status.equipment_id != serial or status.code == 404:
@@ -104,13 +100,3 @@ async def _read(request: web.Request) -> bytes:
             return await request.read()
     except (TimeoutError, ConnectionError, PayloadEncodingError):
         raise BadRequestError("The body did not arrive") from None
-
-
-async def _from_storage(operation: Awaitable[T]) -> T:
-    """Wait for storage, and turn what it raises into an answer."""
-    try:
-        return await operation
-    except StorageRefusedError:
-        raise ApiError from None
-    except StorageUnavailableError:
-        raise UnavailableError from None

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 import re
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -371,11 +371,10 @@ async def test_the_broker_is_not_needed(client: Client) -> None:
 
 
 async def test_a_bug_is_opaque(client: Client, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(operation: Coroutine[Any, Any, object]) -> None:
-        operation.close()
+    async def broken(_: str) -> None:
         raise ZeroDivisionError("SECRET")
 
-    monkeypatch.setattr(routes, "_from_storage", broken)
+    monkeypatch.setattr(client.app[routes.STATUSES], "get", broken)
     await assert_answer(await client.get(task), 500, PROVISIONING_EXCEPTION)
 
 
