@@ -99,8 +99,8 @@ def _head(code: int, kind: str, length: int, headers: Mapping[str, str] | None) 
 
 @lru_cache(maxsize=1024)
 def _first_lines(code: int, kind: str, length: int) -> str:
-    if code < 200 or code in WITHOUT_BODY:
-        raise ValueError(f"{code}: such an answer has no body")
+    if code < 200 or code in WITHOUT_BODY or code not in responses:
+        raise ValueError(f"{code}: no such answer, or one that has no body")
     return f"HTTP/1.1 {code} {responses[code]}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
 
 
