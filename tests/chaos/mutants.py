@@ -49,9 +49,8 @@ class Mutant:
 
 
 CALM = Scenario("calm", "poison", ["--seconds", "8"])
-STORAGE = Scenario(
-    "storage fails, results die", "kill database + kill results,kill database + kill results", ["--once"]
-)
+# Several times: the process must die while a batch waits for the database.
+STORAGE = Scenario("storage fails, results die", ",".join(["kill database + kill results"] * 5), ["--once"])
 COPIES = Scenario("copied outcomes", "a talks garbage + duplicate outcomes", ["--seconds", "8"])
 LATE_COPIES = Scenario(
     "copied outcomes of calls that hang",
