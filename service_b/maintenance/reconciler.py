@@ -77,9 +77,8 @@ class Reconciler:
             channel, watermark = None, Watermark()
             await connection.execute(f"SET idle_session_timeout = '{LOCK_LOST_SECONDS}s'")
             while True:
-                await connection.execute(
-                    "SELECT 1"
-                )  # The lock lives as long as this connection: if this fails, another process may lead.
+                # The lock lives as long as this connection: if this fails, another process may lead.
+                await connection.execute("SELECT 1")
                 await self._expire()
                 await self._promote_stranded()
                 current = self._session.current
