@@ -95,6 +95,8 @@ class OutcomeKind(StrEnum):
     """The call surely never began: nothing was configured."""
     UNKNOWN = "unknown"
     """The call began, and no answer of A's came back."""
+    LOST = "lost"
+    """No outcome came in time: the process that made the call is gone, or was cut off."""
     INTERRUPTED = "interrupted"
     """A process that had taken the task is gone; it may have begun the call."""
     NOT_STARTED = "not_started"
@@ -104,11 +106,13 @@ class OutcomeKind(StrEnum):
 class Outcome(Message):
     """What came of one attempt, and how long service A may still be at work on the device.
 
+    `lease`: what the call was begun under; one without a lease was never allowed to begin.
     `hold_seconds`: the device must not be configured again before this has passed.
     `retry_after_seconds`: what service A asked for in its `Retry-After`.
     """
 
     kind: OutcomeKind
+    lease: UUID | None = None
     reason: str = ""
     hold_seconds: Seconds = 0
     retry_after_seconds: Seconds | None = None

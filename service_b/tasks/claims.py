@@ -7,15 +7,15 @@ from uuid import UUID
 
 from runtime import clock
 from service_b.database import Queries
-from service_b.tasks.states import DISPATCHED
+from service_b.tasks.states import DISPATCHED, NOW
 
-CLAIM = """
+CLAIM = f"""
 WITH due AS MATERIALIZED (
     SELECT id, due_at FROM task WHERE due_at >= coalesce($2::timestamptz, '-infinity')
-      AND due_at <= now() AND deadline_at > now()
+      AND due_at <= {NOW} AND deadline_at > {NOW}
     ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 )
-UPDATE task SET due_at = NULL, dispatched_at = now(), attempt = attempt + 1
+UPDATE task SET due_at = NULL, dispatched_at = {NOW}, attempt = attempt + 1
 WHERE id = ANY(ARRAY(SELECT id FROM due))
 RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters,
     (SELECT max(due_at) FROM due) AS reached
@@ -30,7 +30,7 @@ WITH unsent AS MATERIALIZED (
         SELECT attempt, {DISPATCHED} AS dispatched FROM task WHERE task.id = unsent.id OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS mine
 ), taken_back AS (
-    UPDATE task SET due_at = now() WHERE id = ANY(ARRAY(SELECT id FROM locked WHERE counts))
+    UPDATE task SET due_at = {NOW} WHERE id = ANY(ARRAY(SELECT id FROM locked WHERE counts))
 )
 SELECT unsent.id, unsent.attempt
 FROM unsent CROSS JOIN LATERAL (SELECT FROM task WHERE task.id = unsent.id OFFSET 0) AS held

@@ -4,12 +4,12 @@ from uuid import UUID
 
 from service_b.database import Connection
 from service_b.tasks import promotion
-from service_b.tasks.states import AT_HOME
+from service_b.tasks.states import AT_HOME, NOW
 
 EXPIRE = f"""
 WITH expired AS MATERIALIZED (
     SELECT id FROM task
-    WHERE {AT_HOME} AND deadline_at <= now() AND (due_at IS NULL OR due_at <= now())
+    WHERE {AT_HOME} AND deadline_at <= {NOW} AND (due_at IS NULL OR due_at <= {NOW})
     ORDER BY deadline_at LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 UPDATE task SET status = 'error', code = 500, reason = coalesce(reason, 'deadline passed'),

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from service_b.database import Queries
 from service_b.tasks import promotion
-from service_b.tasks.states import WAITING
+from service_b.tasks.states import NOW, WAITING
 
 INSERT = f"""
 WITH new AS MATERIALIZED (
@@ -17,7 +17,7 @@ WITH new AS MATERIALIZED (
     -- Due at once: the first of its device, where nothing unfinished is in front of it.
     INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, active, due_at)
     SELECT DISTINCT ON (equipment_id COLLATE "C") id, equipment_id, timeout_seconds, parameters::json,
-           timeout_seconds + $5, now() + $6::interval, true, now()
+           timeout_seconds + $5, {NOW} + $6::interval, true, {NOW}
     FROM new
     -- Scalar, so that each is looked up by its key, whatever the statistics say.
     WHERE (SELECT true FROM task WHERE task.equipment_id = new.equipment_id AND active LIMIT 1) IS NULL
@@ -30,7 +30,7 @@ WITH new AS MATERIALIZED (
 )
 INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, active)
 SELECT id, equipment_id, timeout_seconds, parameters::json,
-       timeout_seconds + $5, now() + $6::interval, false
+       timeout_seconds + $5, {NOW} + $6::interval, false
 FROM new WHERE id NOT IN (SELECT id FROM first) ORDER BY position
 RETURNING equipment_id
 """

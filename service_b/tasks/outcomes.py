@@ -7,8 +7,9 @@ from uuid import UUID
 
 from service_b.database import Connection
 from service_b.tasks import deployment, promotion
+from service_b.tasks.states import NOW
 
-APPLY = """
+APPLY = f"""
 WITH change AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::text[],
                          $5::interval[], $6::interval[], $7::boolean[])
@@ -30,16 +31,16 @@ WITH change AS MATERIALIZED (
         finished_at = CASE WHEN locked.code IS NOT NULL THEN now() END,
         -- Not before the device is free; else politely late, but not too late for another attempt.
         due_at = CASE WHEN locked.code IS NULL
-            THEN greatest(now() + locked.hold, least(now() + locked.backoff, deadline_at)) END,
+            THEN greatest({NOW} + locked.hold, least({NOW} + locked.backoff, deadline_at)) END,
         unknowns = unknowns + locked.unknown::integer,
         -- All attempts are used up: it ends as soon as the device is free.
         deadline_at = CASE WHEN locked.unknown AND unknowns + 1 >= $8
-            THEN least(deadline_at, now() + locked.hold) ELSE deadline_at END
+            THEN least(deadline_at, {NOW} + locked.hold) ELSE deadline_at END
     FROM locked
     WHERE counts AND task.id = locked.id
       -- Says the same once more: so the table is never read but by its key, whatever the statistics say.
       AND task.id = ANY(ARRAY(SELECT id FROM locked))
-    RETURNING task.id, task.attempt, task.equipment_id, task.created_at, task.active, task.due_at <= now() AS due
+    RETURNING task.id, task.attempt, task.equipment_id, task.created_at, task.active, task.due_at <= {NOW} AS due
 )
 SELECT false AS held, * FROM applied
 UNION ALL

@@ -6,7 +6,7 @@ import asyncpg
 
 from service_b.database import Queries
 from service_b.tasks import deployment
-from service_b.tasks.states import WAITING
+from service_b.tasks.states import NOW, WAITING
 
 PROMOTE = f"""
 WITH next AS MATERIALIZED (
@@ -21,7 +21,7 @@ WITH next AS MATERIALIZED (
     ) AS mine
     WHERE still AND (SELECT true FROM task WHERE task.equipment_id = device.equipment_id AND active LIMIT 1) IS NULL
 ), promoted AS (
-    UPDATE task SET active = true, due_at = now() WHERE id = ANY(ARRAY(SELECT id FROM next)) RETURNING id
+    UPDATE task SET active = true, due_at = {NOW} WHERE id = ANY(ARRAY(SELECT id FROM next)) RETURNING id
 )
 SELECT count(*) FROM promoted
 """

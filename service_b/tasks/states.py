@@ -1,6 +1,12 @@
-"""The states of a task as SQL conditions on its row, in this one place.
+"""The states of a task as SQL conditions on its row, and the time they are judged by, in this one place.
 
 The package's docstring says what they mean. The indexes of db/migrations are made for the same words.
+"""
+
+NOW = "now()"
+"""Internal time, in SQL: what `due_at`, `deadline_at` and `dispatched_at` are set by and compared with.
+
+What people are told (`created_at`, `finished_at`) is the database's plain clock.
 """
 
 PENDING = "status = 'pending'"

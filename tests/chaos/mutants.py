@@ -118,7 +118,7 @@ MUTANTS = (
     Mutant(
         "publish before the claim is committed",
         "service_b/tasks/claims.py",
-        [("SET due_at = NULL, dispatched_at = now(), attempt", "SET dispatched_at = now(), attempt")],
+        [("SET due_at = NULL, dispatched_at = {NOW}, attempt", "SET dispatched_at = {NOW}, attempt")],
         CALM,
         frozenset({"overlapping", "called after the end"}),
     ),

@@ -35,6 +35,7 @@ outcomes = st.builds(
     task_id=st.uuids(),
     attempt=attempts,
     kind=st.sampled_from(OutcomeKind),
+    lease=st.none() | st.uuids(),
     reason=text,
     hold_seconds=seconds,
     retry_after_seconds=st.none() | seconds,
@@ -102,6 +103,7 @@ def test_garbage_is_refused_with_its_raw_bytes(kind: type[Message], body: bytes)
         (ConfigureTask, {"parameters": [SECRET]}, "parameters"),
         (Outcome, {"v": 0}, "v"),
         (Outcome, {"kind": SECRET}, "kind"),
+        (Outcome, {"lease": SECRET}, "lease"),
         (Outcome, {"reason": [SECRET]}, "reason"),
         (Outcome, {"hold_seconds": "x" + SECRET}, "hold_seconds"),
         (Outcome, {"retry_after_seconds": -1}, "retry_after_seconds"),
@@ -124,6 +126,10 @@ def test_a_wrong_field_is_named_and_its_value_is_not_shown(
 def test_a_missing_field_is_named(field: str) -> None:
     with pytest.raises(DecodeError, match=f"^{field}: Field required$"):
         ConfigureTask.decode(encode({key: value for key, value in TASK.items() if key != field}))
+
+
+def test_an_outcome_of_before_the_leases_is_read() -> None:
+    assert Outcome.decode(encode(OUTCOME)).lease is None
 
 
 def test_many_faults_make_a_short_reason() -> None:
