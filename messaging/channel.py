@@ -142,7 +142,12 @@ class Channel:
     def acknowledge(self, tags: Sequence[int]) -> None:
         """Acknowledge deliveries of this channel; nothing once it is lost."""
         if not self.lost.done():
-            self._transport.write(self._consumer.receipts.tick_off(tags))
+            self._transport.write(self._consumer.receipts.acknowledge(tags))
+
+    def give_back(self, tags: Sequence[int]) -> None:
+        """Return deliveries of this channel to their queue; nothing once it is lost: they are there already."""
+        if not self.lost.done():
+            self._transport.write(self._consumer.receipts.give_back(tags))
 
     def on_delivery(self, tag: int, body: bytes, *, redelivered: bool) -> None:
         """Hand a message from the transport over to the subscription's reader."""

@@ -1,13 +1,20 @@
-"""Messages that have been brought, and their acknowledgement."""
+"""Messages that have been brought, and their acknowledgement or return."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
-from messaging.frames import encode_ack
+from messaging.frames import encode_ack, encode_nack
+
+
+class Encode(Protocol):
+    """Makes a frame for one delivery, or for all up to it."""
+
+    def __call__(self, channel: int, tag: int, *, multiple: bool) -> bytes:
+        """Encode it."""
 
 
 class Carrier(Protocol):
@@ -17,6 +24,9 @@ class Carrier(Protocol):
 
     def acknowledge(self, tags: Sequence[int]) -> None:
         """Acknowledge deliveries of this channel."""
+
+    def give_back(self, tags: Sequence[int]) -> None:
+        """Return deliveries of this channel to their queue."""
 
     async def dead_letter(self, queue: str, delivery: "Delivery", reason: str) -> None:
         """Copy a message that its reader cannot use to its queue's dead-letter queue."""
@@ -34,40 +44,61 @@ class Delivery:
 
 def acknowledge(deliveries: Iterable[Delivery]) -> None:
     """Acknowledge deliveries. For one of a lost channel there is nothing to do: its message comes again."""
+    for channel, tags in _by_channel(deliveries):
+        channel.acknowledge(tags)
+
+
+def give_back(deliveries: Iterable[Delivery]) -> None:
+    """Return deliveries to their queue; one of a lost channel is there already. End the subscription first.
+
+    Up to RabbitMQ 4.2 each return counts towards the queue's delivery limit, since 4.3 none does
+    (https://www.rabbitmq.com/docs/4.3/nack). A task that is dead-lettered by it begins some seconds later than else.
+    """
+    for channel, tags in _by_channel(deliveries):
+        channel.give_back(tags)
+
+
+def _by_channel(deliveries: Iterable[Delivery]) -> Iterator[tuple[Carrier, list[int]]]:
     current = (delivery for delivery in deliveries if not delivery.channel.lost.done())
     for channel, group in groupby(current, lambda delivery: delivery.channel):
-        channel.acknowledge([delivery.tag for delivery in group])
+        yield channel, [delivery.tag for delivery in group]
 
 
 class Receipts:
-    """What one channel has brought, in order, by the deliveries' tags.
+    """What one channel has brought, in order, by the deliveries' tags, until it is acknowledged or given back.
 
-    All done ones that lie before the first delivery still at work are acknowledged in one frame: a sixth of the
-    broker's work.
+    All done ones that lie before the first delivery still at work are settled in one frame: a sixth of the broker's
+    work.
     """
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
-        self._unacknowledged: OrderedDict[int, None] = OrderedDict()
+        self._unsettled: OrderedDict[int, None] = OrderedDict()
         self.delivered = 0
 
     def __len__(self) -> int:
-        """Count what is not acknowledged yet."""
-        return len(self._unacknowledged)
+        """Count what is not settled yet."""
+        return len(self._unsettled)
 
     def add(self, tag: int) -> None:
         """Note a delivery."""
-        self._unacknowledged[tag] = None
+        self._unsettled[tag] = None
         self.delivered += 1
 
-    def tick_off(self, tags: Sequence[int]) -> bytes:
+    def acknowledge(self, tags: Sequence[int]) -> bytes:
         """Take deliveries off the list; return the frames that acknowledge them."""
+        return self._settle(tags, encode_ack)
+
+    def give_back(self, tags: Sequence[int]) -> bytes:
+        """Take deliveries off the list; return the frames that put them back into their queue."""
+        return self._settle(tags, encode_nack)
+
+    def _settle(self, tags: Sequence[int], encode: Encode) -> bytes:
+        # "All up to this one" says nothing of those before it that were settled otherwise, by earlier frames.
         for tag in tags:
-            del self._unacknowledged[tag]
-        at_work = next(iter(self._unacknowledged), None)
+            del self._unsettled[tag]
+        at_work = next(iter(self._unsettled), None)
         done = [tag for tag in tags if at_work is None or tag < at_work]
-        frames = [encode_ack(self._channel, max(done), multiple=True)] if done else []
-        frames += [
-            encode_ack(self._channel, tag, multiple=False) for tag in tags if at_work is not None and tag > at_work
-        ]
+        frames = [encode(self._channel, max(done), multiple=True)] if done else []
+        frames += [encode(self._channel, tag, multiple=False) for tag in tags if at_work is not None and tag > at_work]
         return b"".join(frames)

@@ -9,7 +9,7 @@ A message is three kinds of frames, each `type (u8), channel (u16), size (u32), 
     HEADER  class, weight, body size | flags, properties | message id   _header_start | `listed` | the letter's own
     BODY    a piece of the body                                         none for an empty one, else one or more
 
-An acknowledgement is one METHOD frame: class, method, delivery tag (u64), a bit for "all up to it" (_ack).
+An acknowledgement, or its opposite, is one METHOD frame: class, method, delivery tag (u64), bits (_settlement).
 """
 
 import struct
@@ -23,8 +23,9 @@ from pamqp.header import ContentHeader
 HEADER, BODY, END = 2, 3, b"\xce"
 _frame_start = struct.Struct(">BHI")  # type, channel, size
 _header_start = struct.Struct(">BHIHHQ")  # the same, then class, weight, body size
-_ack = struct.Struct(">BHIHHQBB")
-_ACK = (1, 13, 60, 80)  # a method frame's type and size; class Basic, method Ack
+_settlement = struct.Struct(">BHIHHQBB")
+_METHOD, _SETTLEMENT_SIZE, _BASIC, _ACK, _NACK = 1, 13, 60, 80, 120
+_MULTIPLE, _REQUEUE = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,5 +62,10 @@ def encode_publishes(
 
 def encode_ack(channel: int, tag: int, *, multiple: bool) -> bytes:
     """Encode the acknowledgement of one delivery, or of all up to it."""
-    kind, size, class_, method = _ACK
-    return _ack.pack(kind, channel, size, class_, method, tag, multiple, END[0])
+    return _settlement.pack(_METHOD, channel, _SETTLEMENT_SIZE, _BASIC, _ACK, tag, multiple and _MULTIPLE, END[0])
+
+
+def encode_nack(channel: int, tag: int, *, multiple: bool) -> bytes:
+    """Encode the return of one delivery, or of all up to it, to its queue."""
+    bits = _REQUEUE | (multiple and _MULTIPLE)
+    return _settlement.pack(_METHOD, channel, _SETTLEMENT_SIZE, _BASIC, _NACK, tag, bits, END[0])

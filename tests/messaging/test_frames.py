@@ -11,7 +11,7 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from messaging.frames import Letter, encode_ack, encode_publishes
+from messaging.frames import Letter, encode_ack, encode_nack, encode_publishes
 
 MAX_PIECE = 40
 ROUTE: dict[str, Any] = {"exchange": "exchange", "routing_key": "key", "mandatory": True}
@@ -41,4 +41,11 @@ def test_publishes(headers: dict[str, Any] | None, channel: int, letters: list[L
 def test_acknowledgements(channel: int, tag: int, multiple: bool) -> None:
     assert encode_ack(channel, tag, multiple=multiple) == pamqp.frame.marshal(
         Basic.Ack(delivery_tag=tag, multiple=multiple), channel
+    )
+
+
+@given(channel=st.integers(1, 65535), tag=st.integers(1, 2**63 - 1), multiple=st.booleans())
+def test_returns_to_the_queue(channel: int, tag: int, multiple: bool) -> None:
+    assert encode_nack(channel, tag, multiple=multiple) == pamqp.frame.marshal(
+        Basic.Nack(delivery_tag=tag, multiple=multiple, requeue=True), channel
     )

@@ -16,12 +16,13 @@ from yarl import URL
 
 from messaging import declaring
 from messaging.channel import Channel
-from messaging.deliveries import Delivery, acknowledge
+from messaging.deliveries import Delivery, acknowledge, give_back
 from messaging.frames import Letter
 from messaging.patience import Patience
 from messaging.publishing import Publication
 from messaging.session import Session
 from messaging.settings import BrokerSettings
+from messaging.topology import TO_CONFIGURE_LIMIT
 from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.proxy import Proxy
 from tests.queues import is_blocked
@@ -300,6 +301,70 @@ async def test_in_whatever_order_acknowledged_what_was_not_comes_again_and_nothi
     left = [str(number) for number in range(10) if not any(number in turn for turn in turns)]
     await eventually(lambda: any(delivery.body == b"last" for delivery in again))
     assert [delivery.body.decode() for delivery in again] == [*left, "last"]
+
+
+async def test_what_is_given_back_comes_again_to_another_and_what_is_acknowledged_does_not(
+    session: Session, broker: BrokerSettings
+) -> None:
+    channel = await _next(session)
+    deliveries: list[Delivery] = []
+    consumer = await channel.consume(broker.configured_queue, PREFETCH, deliveries.append)
+    await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(10)])
+    await eventually(lambda: len(deliveries) == 10)
+    await channel.cancel(consumer)
+    async with Session(broker, "another") as another:
+        again = await _consume(await _next(another), broker)
+        give_back(deliveries[number] for number in (1, 2, 8))
+        await eventually(lambda: len(again) == 3)
+        acknowledge(deliveries[number] for number in (0, 3, 9))
+        give_back(deliveries[number] for number in (4, 5, 7))
+        await eventually(lambda: len(again) == 6)
+        acknowledge([deliveries[6]])
+        await channel.close()
+        assert await channel.lost == "closed by us", "a tag settled twice would have cost the channel"
+        await _publish(await another.channel(), broker, b"last")
+        await eventually(lambda: len(again) == 7)
+    assert sorted(delivery.body.decode() for delivery in again) == ["1", "2", "4", "5", "7", "8", "last"]
+
+
+async def test_what_a_lost_channel_brought_is_not_given_back_by_another(
+    session: Session, broker: BrokerSettings
+) -> None:
+    old = await _consume(await _next(session), broker)
+    await (await session.channel()).publish(broker.configured_key, [_letter(b"1"), _letter(b"2")])
+    await eventually(lambda: len(old) == 2)
+    (await session.channel()).lose("test")
+    channel = await _next(session)
+    new = await _consume(channel, broker)
+    await eventually(lambda: len(new) == 2)
+    give_back(old)
+    acknowledge(new)
+    await _publish(channel, broker, b"last")
+    await eventually(lambda: len(new) == 3)
+    assert new[2].body == b"last"
+    assert not channel.lost.done()
+
+
+async def test_a_message_that_is_given_back_often_is_never_lost(
+    session: Session, broker: BrokerSettings, amqp: aiormq.abc.AbstractChannel
+) -> None:
+    """Up to RabbitMQ 4.2 the queue's limit dead-letters it; the task's next message is another one."""
+    channel = await _next(session)
+    await channel.publish(broker.to_configure_key, [_letter(b"often")])
+    comes = 0
+
+    def take(delivery: Delivery) -> None:
+        nonlocal comes
+        comes += 1
+        if comes <= TO_CONFIGURE_LIMIT + 5:
+            give_back([delivery])
+
+    async def is_kept() -> bool:
+        return comes > TO_CONFIGURE_LIMIT + 5 or await _ready_is(amqp, f"{broker.to_configure_queue}.dead", 1)
+
+    await channel.consume(broker.to_configure_queue, PREFETCH, take)
+    await eventually(is_kept)
+    assert comes > TO_CONFIGURE_LIMIT
 
 
 async def test_deliveries_of_two_channels_are_acknowledged_where_they_can_be(
