@@ -20,9 +20,10 @@ import uvloop
 from pamqp.commands import Basic
 from uuid_utils.compat import uuid7
 
+from tests.bench.aims import ideal_accept_rate, ideal_path_rate, path_cost
 from tests.bench.load import BODY, Load, generate
 from tests.bench.meter import Meter
-from tests.bench.report import Report, ideal_accept_rate, ideal_path_rate, path_cost
+from tests.bench.report import Report
 from tests.bench.stage import Stage, parameters
 from tests.system.spawning import base_environment, free_port, is_port_free, spawn, wait_until
 

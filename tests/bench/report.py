@@ -5,8 +5,7 @@ import os
 import platform
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,132 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-Figures = Mapping[str, float]
-
-PATH_PIECES = {
-    "handler": 1,
-    "insert": 1,
-    "claim": 1,
-    "publish": 2,  # the task to the configurator, the outcome back
-    "consume": 1,
-    "call": 1,
-    "consume many": 1,
-    "update": 1,
-}
-"""The bare pieces of which one task's way is made, from POST to final status."""
-
-ACCEPT_PIECES = ("handler", "insert", "publish")
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """One thing that must be shown: `value` of the figures against a limit."""
-
-    title: str
-    value: Callable[[Figures], float]
-    at_least: float | None = None
-    at_most: float | None = None
-    unit: str = ""
-
-    def judge(self, rounds: Sequence[Figures]) -> tuple[float, bool] | None:
-        """Tell the median of all rounds and whether it will do; None when what it needs was not measured."""
-        values = []
-        for figures in rounds:
-            with suppress(KeyError):
-                values.append(self.value(figures))
-        if not values:
-            return None
-        value = statistics.median(values)
-        enough = self.at_least is None or value >= self.at_least
-        return value, enough and (self.at_most is None or value <= self.at_most)
-
-
-def path_cost(figures: Figures) -> float:
-    """Sum the CPU µs of a task's pieces, our processes and both servers together."""
-    return sum(
-        times * (figures[f"floor.{piece}.own"] + figures.get(f"floor.{piece}.server", 0.0))
-        for piece, times in PATH_PIECES.items()
-    )
-
-
-def ideal_path_rate(figures: Figures) -> float:
-    """Tasks a second when every core of the machine does nothing but the pieces."""
-    return 1e6 * figures["machine.cores"] / path_cost(figures)
-
-
-def ideal_accept_rate(figures: Figures) -> float:
-    """Tasks a second when one process does nothing but the pieces of accepting."""
-    return 1e6 / sum(figures[f"floor.{piece}.own"] for piece in ACCEPT_PIECES)
-
-
-def growth_ratio(state: str, rate: str) -> Ratio:
-    """A rate with a grown table as a share of the rate with an empty one, measured in turn with it."""
-    name = f"growth.{state}.{rate}"
-    return Ratio(f"growth, {state}, {rate} / empty table", lambda f: f[name] / f[f"{name}, empty table"], at_least=0.85)
-
-
-def down_ratio(connections: int) -> Ratio:
-    """The rate of accepting with the broker down as a share of the bare handler's, measured right before it."""
-    name = f"accept.no broker.{connections}"
-    return Ratio(
-        f"accept, broker down / bare handler, {connections} connections",
-        lambda f: f[f"{name}.rate"] / f[f"{name}.bare handler"],
-        at_least=0.75,
-    )
-
-
-def plans_ratio(figures: Figures) -> float:
-    """The slowest path as a share of the fastest, each under statistics of another state of the table."""
-    rates = [figures[f"plans.{state}.rate"] for state in ("empty", "all pending", "all finished")]
-    return min(rates) / max(rates)
-
-
-RATIOS = (
-    Ratio("accept, relay included / ideal", lambda f: f["accept.64.rate"] / ideal_accept_rate(f), at_least=0.75),
-    Ratio("accept, p99 / median, 64 connections", lambda f: f["accept.64.p99"] / f["accept.64.p50"], at_most=3),
-    down_ratio(64),
-    down_ratio(512),
-    Ratio(
-        "status, finished / bare handler", lambda f: f["status.finished.rate"] / f["status.bare handler"], at_least=0.8
-    ),
-    Ratio(
-        "status, unfinished / bare handler",
-        lambda f: f["status.unfinished.rate"] / f["status.bare handler"],
-        at_least=0.6,
-    ),
-    Ratio("path / ideal", lambda f: f["path.rate"] / ideal_path_rate(f), at_least=0.75),
-    Ratio("slots, makespan less A's delay", lambda f: f["slots.makespan"] - f["slots.delay"], at_most=6, unit="s"),
-    Ratio("slots, occupancy", lambda f: f["slots.occupancy"], at_least=0.95),
-    Ratio("slots, memory of one", lambda f: f["slots.kib"], at_most=40, unit="KiB"),
-    Ratio("slots, added latency, p99", lambda f: f["slots.added p99"], at_most=1, unit="s"),
-    *(
-        growth_ratio(state, rate)
-        for state in ("pending", "finished", "one device")
-        for rate in ("accept", "status unfinished", "status finished", "path")
-    ),
-    Ratio("path, slowest / fastest under stale statistics", plans_ratio, at_least=0.85),
-    Ratio("path, a row locked / none", lambda f: f["locked.path"] / f["locked.path, no lock"], at_least=0.85),
-    Ratio(
-        "POST's median, 32 scrapers / none",
-        lambda f: f["scrapers.POST p50"] / f["scrapers.POST p50, none"],
-        at_most=2,
-    ),
-    Ratio("idle, share of one core", lambda f: f["idle.total"], at_most=0.01),
-)
-"""What issue 4 asks for. Of each, the median of the rounds counts: machines differ from minute to minute, too."""
-
-HINTS = (
-    Ratio(
-        "accept, CPU of the pieces / CPU of the web process",
-        lambda f: 1e6 / ideal_accept_rate(f) / f["accept.64.service_b"],
-    ),
-    Ratio("path, CPU of the pieces / CPU of everything", lambda f: path_cost(f) / f["path.total"]),
-    Ratio(
-        "load generator's ceiling / fastest thing measured",
-        lambda f: f["floor.generator.rate"] / f["floor.handler.rate"],
-    ),
-)
-"""The same by CPU time, which a busy machine disturbs less; and whether the load generator was in the way."""
+from tests.bench.aims import AIMS, HINTS, Ratio
 
 
 @dataclass
@@ -167,7 +41,7 @@ class Report:
             if len(samples) == 1 or number < len(samples)
         }
 
-    def judged(self, ratios: Sequence[Ratio] = RATIOS) -> list[tuple[Ratio, float, bool]]:
+    def judged(self, ratios: Sequence[Ratio] = AIMS) -> list[tuple[Ratio, float, bool]]:
         """Each ratio whose figures were measured, its value, and whether it will do."""
         rounds = [self.round(number) for number in range(max(map(len, self.samples.values())))]
         return [(ratio, *verdict) for ratio in ratios if (verdict := ratio.judge(rounds))]

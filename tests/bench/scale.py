@@ -2,8 +2,9 @@
 
 import math
 
+from tests.bench.aims import Figures
 from tests.bench.path import send_through
-from tests.bench.report import Figures, Report
+from tests.bench.report import Report
 from tests.bench.stage import Stage
 
 FLEET_RATE = 1000
