@@ -97,7 +97,7 @@ async def perform(
         for name, code in (await asyncio.to_thread(rig.exit_codes)).items():
             history.write("exit", name=name, code=code)
         async with rig.admin() as connection:
-            await transitions.dump(connection, history, time.time() - time.monotonic())
+            await transitions.dump(connection, history, time.monotonic())
         _look_for_bugs(rig.folder / "logs", history)
     run.verdict = await asyncio.to_thread(lambda: check(read(rig.folder)))
     run.seconds = time.monotonic() - started
