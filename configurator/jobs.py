@@ -1,7 +1,7 @@
 """A task in the configurator's hands."""
 
 from dataclasses import dataclass, field
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from messaging.deliveries import Delivery
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
@@ -16,12 +16,15 @@ class Job:
     """A task taken, until its outcome is with the broker; its call may never begin.
 
     `deliveries` are all that brought it: after a lost connection the broker brings a running job's task once more,
-    and only that delivery can still be acknowledged. `taken_at`: by `runtime.clock`.
+    and only that delivery can still be acknowledged. `lease`: made for this one call. `asked_at`: when it was asked for
+    first; this and `taken_at` by `runtime.clock`.
     """
 
     task: ConfigureTask
     deliveries: list[Delivery]
     taken_at: float = field(default_factory=now)
+    lease: UUID = field(default_factory=uuid4)
+    asked_at: float | None = None
 
     @property
     def key(self) -> Key:

@@ -12,3 +12,9 @@ IN_FLIGHT = Gauge("service_a_calls_in_flight", "Calls to service A that have not
 PAUSED = Gauge("service_a_unreachable", "1 while no work is taken because service A cannot be reached")
 REDELIVERED = Counter("redelivered", "Redelivered tasks: joined to their running call, or interrupted", ["treated"])
 OUTCOMES = Counter("outcomes_published", "Outcomes confirmed by the broker, by kind", ["kind"])
+LEASES = Counter("leases_asked", "Leases asked for, by the answer", ["answer"])
+LEASE_SECONDS = Histogram(
+    "lease_seconds",
+    "From when a lease was asked for first to its grant or refusal",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600),
+)

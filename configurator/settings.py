@@ -1,5 +1,7 @@
 """Settings of the configurator."""
 
+from collections.abc import Sequence
+
 from pydantic import Field, field_validator
 from yarl import URL
 
@@ -8,9 +10,13 @@ from runtime.settings import Port, ProcessSettings
 
 
 class Settings(BrokerSettings, ProcessSettings):
-    """`concurrency` is the number of calls to service A in flight at once: the number of consumers."""
+    """`concurrency` is the number of calls to service A in flight at once: the number of consumers.
+
+    `results_url` may list several processes, with commas.
+    """
 
     service_a_url: str = "http://localhost:7777"
+    results_url: str = "http://localhost:7775"
     concurrency: int = Field(1000, ge=1, le=65535)
     shutdown_grace_seconds: float = Field(90, ge=0, le=86400, allow_inf_nan=False)
     health_port: Port = 7774
@@ -18,13 +24,27 @@ class Settings(BrokerSettings, ProcessSettings):
     @field_validator("service_a_url")
     @classmethod
     def _check_service_a_url(cls, value: str) -> str:
-        try:
-            url = URL(value)
-            (url.host or "").encode("idna")
-        except ValueError:
-            raise ValueError("must be http://host:port") from None
-        if url.scheme not in ("http", "https") or not url.host or " " in url.host:
-            raise ValueError("must be http://host:port")
-        if url.query_string or url.fragment:
-            raise ValueError("must be http://host:port, without a query and a fragment")
-        return value.rstrip("/")
+        return _check_url(value)
+
+    @field_validator("results_url")
+    @classmethod
+    def _check_results_url(cls, value: str) -> str:
+        return ",".join(dict.fromkeys(_check_url(part.strip()) for part in value.split(",")))
+
+    @property
+    def results_urls(self) -> Sequence[str]:
+        """The results processes that may be asked for leases."""
+        return self.results_url.split(",")
+
+
+def _check_url(value: str) -> str:
+    try:
+        url = URL(value)
+        (url.host or "").encode("idna")
+    except ValueError:
+        raise ValueError("must be http://host:port") from None
+    if url.scheme not in ("http", "https") or not url.host or " " in url.host:
+        raise ValueError("must be http://host:port")
+    if url.query_string or url.fragment:
+        raise ValueError("must be http://host:port, without a query and a fragment")
+    return value.rstrip("/")

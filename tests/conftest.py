@@ -22,6 +22,7 @@ from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_exchange, dead_letter_queue
 from service_b.database import DatabaseSettings, Pool, create_pool
 from tests.fake_a import FakeA
+from tests.fake_results import FakeResults
 from tests.system.migrate import dbmate, migrate
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
@@ -193,6 +194,13 @@ async def amqp(broker: BrokerSettings) -> AsyncIterator[aiormq.abc.AbstractChann
 async def fake_a() -> AsyncIterator[FakeA]:
     """A service A that answers at once until it is told otherwise."""
     async with FakeA() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def fake_results() -> AsyncIterator[FakeResults]:
+    """A results process that grants every lease until it is told otherwise."""
+    async with FakeResults() as fake:
         yield fake
 
 

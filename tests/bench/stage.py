@@ -101,13 +101,14 @@ class Room:
         service_a = self.start("service_a", RESPONSE_DELAY_SECONDS=str(delay_seconds))
         processes = [service_a]
         port = str(free_port())
+        results = [self.start("service_b.results", number) for number in range(1, each + 1)]
+        others = {"SERVICE_A_URL": service_a.url, "RESULTS_URL": ",".join(process.url for process in results)}
         for number in range(1, each + 1):
             processes += [
                 self.start("service_b", number, APP_PORT=port, REUSE_PORT="true"),
-                self.start("service_b.results", number),
-                self.start("configurator", number, SERVICE_A_URL=service_a.url, CONCURRENCY=str(concurrency)),
+                self.start("configurator", number, CONCURRENCY=str(concurrency), **others),
             ]
-        return processes
+        return processes + results
 
     def sql(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         """Run a statement in the room's database."""

@@ -219,6 +219,7 @@ class Rig:
                 "POOL_SIZE": 3,
             },
             "configurator": {
+                "RESULTS_URL": ",".join(process.url for process in self.processes.get("results", ())),
                 "SERVICE_A_URL": f"http://127.0.0.1:{self.network.port('configurator-a', self.service_a.port)}",
                 "CONCURRENCY": self._shape.concurrency,
                 "SHUTDOWN_GRACE_SECONDS": 20,

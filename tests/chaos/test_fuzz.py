@@ -177,10 +177,12 @@ async def test_rubbish_in_the_queues_stops_nobody(
         "CONFIGURED_QUEUE": broker.configured_queue,
         "SERVICE_A_URL": fake_a.url,
     }
+    results_port = str(free_port())
     async with contextlib.AsyncExitStack() as stack:
         processes: dict[str, Process] = {}
         for module in ("service_b", "service_b.results", "configurator"):
-            process = Process(module, tmp_path, environment)
+            own = {"service_b.results": {"HEALTH_PORT": results_port}}.get(module, {})
+            process = Process(module, tmp_path, environment | {"RESULTS_URL": f"http://127.0.0.1:{results_port}"} | own)
             stack.callback(process.close)
             await asyncio.to_thread(process.start)
             processes[module] = process

@@ -19,6 +19,7 @@ from tests.conftest import eventually
 from tests.fake_a import Behaviour, FakeA, answer
 from tests.system.processes import Module, Process
 from tests.system.rabbitmq import RabbitMQ
+from tests.system.spawning import free_port
 
 T = TypeVar("T")
 
@@ -62,11 +63,19 @@ class Fleet:
     client: aiohttp.ClientSession
     sql: asyncpg.Connection
     processes: list[Process] = field(default_factory=list)
+    results_ports: list[int] = field(default_factory=lambda: [free_port(), free_port()])
+    """Where its results processes will listen: a configurator may be there before them."""
 
     def process(self, module: Module, **environment: str) -> Process:
         """Make one more process; it is not started yet."""
         name = f"{module}-{len(self.processes)}"
-        own = {"SERVICE_A_URL": self.fake_a.url} if module == "configurator" else {}
+        own: dict[str, str] = {}
+        if module == "configurator":
+            urls = [f"http://127.0.0.1:{port}" for port in self.results_ports]
+            own = {"SERVICE_A_URL": self.fake_a.url, "RESULTS_URL": ",".join(urls)}
+        elif module == "service_b.results":
+            earlier = sum(process.module == module for process in self.processes)
+            own = {"HEALTH_PORT": str(self.results_ports[earlier])}
         made = Process(module, self.logs, self.environment | own | environment, name=name)
         self.processes.append(made)
         return made

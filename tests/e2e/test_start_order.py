@@ -33,7 +33,8 @@ async def start_in(order: tuple[str, ...], folder: Path) -> None:
     service_a = Process("service_a", folder, {"RESPONSE_DELAY_SECONDS": "0.1"})
     web = Process("service_b", folder, environment)
     results = Process("service_b.results", folder, environment)
-    configurator = Process("configurator", folder, environment | {"SERVICE_A_URL": service_a.url})
+    others = {"SERVICE_A_URL": service_a.url, "RESULTS_URL": results.url}
+    configurator = Process("configurator", folder, environment | others)
     processes = (web, results, configurator)
 
     def start_processes() -> None:

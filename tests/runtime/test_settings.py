@@ -84,6 +84,7 @@ CONFIGURATOR = (
     | BROKER
     | {
         "SERVICE_A_URL": "http://localhost:7777",
+        "RESULTS_URL": "http://localhost:7775",
         "CONCURRENCY": "1000",
         "SHUTDOWN_GRACE_SECONDS": "90",
         "HEALTH_PORT": "7774",
@@ -283,7 +284,8 @@ def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str
         ("configurator", "CONCURRENCY", "0"),
         ("configurator", "CONCURRENCY", "65536"),
         *(
-            ("configurator", "SERVICE_A_URL", url)
+            ("configurator", name, url)
+            for name in ("SERVICE_A_URL", "RESULTS_URL")
             for url in (SECRET, "localhost:7777", "ftp://a", "http://", "http://a:b", "http://a:99999", f"//{SECRET}@a")
         ),
         *(("configurator", "RMQ_HOST", host) for host in (f"{SECRET} x", "a/b", "user@host", "host:5672")),
@@ -291,6 +293,7 @@ def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str
         *((module, "HEALTH_HOST", "a..b") for module in ("service_b.results", "configurator")),
         *(("service_a", "KNOWN_EQUIPMENT", known) for known in (",", "ABC1234,*", "ABC1234,", "short")),
         *(("configurator", "SERVICE_A_URL", f"http://{rest}") for rest in ("a/?x=1", "a/#f", "a..b", "a b")),
+        *(("configurator", "RESULTS_URL", urls) for urls in ("http://a,", "http://a http://b", f"http://a,{SECRET}")),
         *(("configurator", "RMQ_HOST", host) for host in ("a..b", "x" * 64)),
         *(("service_b", name, "x" * 121) for name in ("EXCHANGE", "TO_CONFIGURE_KEY")),
         *(("service_b", name, value) for name in ("EXCHANGE", "CONFIGURED_QUEUE") for value in ("käse", "a%b")),
@@ -413,3 +416,8 @@ def test_lateness_follows_from_the_longest_heartbeat(url: str, heartbeat: int, m
     assert settings.heartbeat_seconds == heartbeat
     # aiormq closes a silent connection after 3 x (heartbeat + 1), looked at every half heartbeat.
     assert settings.lateness_seconds >= 3 * (heartbeat + 1) + heartbeat / 2
+
+
+def test_several_results_processes_may_be_named() -> None:
+    settings = configurator.settings.Settings(results_url=" http://a:1/ , https://b,http://a:1")
+    assert settings.results_urls == ["http://a:1", "https://b"]

@@ -71,13 +71,15 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
         tell("the four processes")
         service_a = process("service_a", plan.service_a)
         servers = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
+        results = process("service_b.results", plan.results, **servers)
+        others = {"SERVICE_A_URL": service_a.url, "RESULTS_URL": results.url}
         system = System(
             amqp_url=amqp_url,
             database_url=database_url,
             service_a=service_a,
             service_b=process("service_b", plan.service_b, **servers),
-            results=process("service_b.results", plan.results, **servers),
-            configurator=process("configurator", plan.configurator, AMQP_URL=amqp_url, SERVICE_A_URL=service_a.url),
+            results=results,
+            configurator=process("configurator", plan.configurator, AMQP_URL=amqp_url, **others),
         )
         for started in system.processes:
             started.wait_until_ready()

@@ -23,7 +23,12 @@ OWN = {"REUSE_PORT"}
 """One process has a container's port to itself."""
 NAMES = {("service_a", "APP_NAME"): "SERVICE_A_NAME", ("service_b", "APP_NAME"): "SERVICE_B_NAME"}
 """Two processes take these; a `.env` is for all of them."""
-IN_A_NETWORK = {"RMQ_HOST": "rabbitmq", "POSTGRES_HOST": "postgres", "SERVICE_A_URL": "http://service_a:7777"}
+IN_A_NETWORK = {
+    "RMQ_HOST": "rabbitmq",
+    "POSTGRES_HOST": "postgres",
+    "SERVICE_A_URL": "http://service_a:7777",
+    "RESULTS_URL": "http://service_b_results:7775",
+}
 FIXED = {"APP_HOST", "APP_PORT", "HEALTH_HOST", "HEALTH_PORT"}
 """What the file itself relies on: where its health checks and its published ports lead."""
 HEALTH_PORTS = {"service_a": 7777, "service_b": 7773, "service_b_results": 7775, "configurator": 7774}
