@@ -101,7 +101,7 @@ class Fleet:
         async with self.client.get(web_process.url + path) as response:
             return int((await response.json())["code"])
 
-    async def final_codes(self, web_process: Process, paths: Sequence[str]) -> list[int]:
+    async def codes(self, web_process: Process, paths: Sequence[str], timeout: float = FINISH_SECONDS) -> list[int]:
         """GET the tasks' states until all have ended; return what each one's client is told."""
         codes: list[int] = []
 
@@ -113,7 +113,12 @@ class Fleet:
                 codes.append(code)
             return True
 
-        await eventually(all_ended, FINISH_SECONDS, every=0.1)
+        await eventually(all_ended, timeout, every=0.1)
+        return codes
+
+    async def final_codes(self, web_process: Process, paths: Sequence[str]) -> list[int]:
+        """Do the same for all tasks that there are."""
+        codes = await self.codes(web_process, paths)
         assert await self.sql.fetchval("SELECT count(*) FROM task WHERE status = 'pending'") == 0
         return codes
 
