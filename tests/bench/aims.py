@@ -13,9 +13,11 @@ PATH_PIECES = {
     "claim": 1,
     "publish": 2,  # the task to the configurator, the outcome back
     "consume": 1,
+    "ask": 1,  # for the lease, a share of a request
+    "lease": 1,  # its statement
     "call": 1,
     "consume many": 1,
-    "update": 1,
+    "move": 1,
 }
 """The bare pieces of which one task's way is made, from POST to final status."""
 

@@ -4,6 +4,7 @@ The one of aiohttp is the floor under our web process, the one of asyncio shows 
 """
 
 import asyncio
+import json
 import sys
 from typing import cast
 
@@ -20,6 +21,12 @@ RAW_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Leng
 async def answer(request: web.Request) -> web.Response:
     """Answer and look at nothing."""
     return web.Response(body=ANSWER, content_type="application/json")
+
+
+async def grant(request: web.Request) -> web.Response:
+    """Read what a configurator asks, and grant all of it."""
+    asked = json.loads(await request.read())
+    return web.Response(body=json.dumps({"granted": [True for _ in asked["attempts"]]}).encode())
 
 
 class Raw(asyncio.Protocol):
@@ -45,6 +52,7 @@ def main() -> None:
         uvloop.run(serve_raw(port))
     app = web.Application()
     app.router.add_post("/api/v1/equipment/cpe/{id}", answer)
+    app.router.add_post("/leases", grant)
     loop = uvloop.new_event_loop()
     web.run_app(app, host="127.0.0.1", port=port, backlog=4096, access_log=None, print=None, loop=loop)
 

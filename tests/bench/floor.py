@@ -1,34 +1,31 @@
 """The floor: what each bare piece costs, with nothing of ours around it.
 
-`own` is the CPU time (µs) of the side that our processes are on, `server` that of the other side. The client's pieces
-run in this process, so its CPU time is theirs.
+The client's pieces run in this process, so its CPU time is theirs.
 """
 
 import asyncio
 import json
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import UUID
+from uuid import uuid4
 
 import aiohttp
 import aiormq
-import asyncpg
 import uvloop
 from pamqp.commands import Basic
 from uuid_utils.compat import uuid7
 
+from tests.bench import bare_tables
 from tests.bench.aims import ideal_accept_rate, ideal_path_rate, path_cost
 from tests.bench.load import BODY, Load, generate
 from tests.bench.meter import Meter
+from tests.bench.pieces import AT_ONCE, FEW, piece
 from tests.bench.report import Report
 from tests.bench.stage import Stage, parameters
 from tests.system.spawning import base_environment, free_port, is_port_free, spawn, wait_until
 
-AT_ONCE = 500
-FEW = 50
 CONNECTIONS = 64
 MESSAGE = json.dumps(
     {
@@ -65,7 +62,7 @@ def handler_rate(stage: Stage, connections: int = CONNECTIONS) -> float:
 def measure(stage: Stage, report: Report) -> None:
     """Measure every piece, and add up what they come to."""
     uvloop.run(_broker(stage, report))
-    uvloop.run(_database(stage, report))
+    uvloop.run(bare_tables.measure(stage, report))
     _servers(stage, report)
     figures = report.round(-1)
     report.add("floor.path.pieces", path_cost(figures), "µs/task")
@@ -96,7 +93,19 @@ async def _calls(stage: Stage, report: Report, port: int, pid: int) -> None:
             async with http.post(url, data=BODY) as response:
                 await response.read()
 
-        await _piece(report, "call", {"server": pid}, stage.sizes.messages, lambda count: _in_turns(call, count))
+        async def ask(attempts: list[dict[str, Any]]) -> None:
+            async with http.post(
+                f"http://127.0.0.1:{port}/leases", data=json.dumps({"attempts": attempts})
+            ) as response:
+                if len(json.loads(await response.read())["granted"]) != len(attempts):
+                    raise RuntimeError("not all leases were answered")
+
+        async def ask_all(count: int) -> None:
+            for _ in range(0, count, FEW):
+                await ask([{"taskId": str(uuid4()), "attempt": 1, "lease": str(uuid4())} for _ in range(FEW)])
+
+        await piece(report, "call", {"server": pid}, stage.sizes.messages, lambda count: _in_turns(call, count))
+        await piece(report, "ask", {"server": pid}, stage.sizes.messages, ask_all)
 
 
 async def _broker(stage: Stage, report: Report) -> None:
@@ -141,83 +150,12 @@ async def _broker(stage: Stage, report: Report) -> None:
 
     await publish_all(AT_ONCE)
     await consume_all(AT_ONCE, 1)
-    await _piece(report, "publish", server, count, publish_all)
-    await _piece(report, "consume", server, count, lambda count: consume_all(count, 1))
+    await piece(report, "publish", server, count, publish_all)
+    await piece(report, "consume", server, count, lambda count: consume_all(count, 1))
     await publish_all(count)
-    await _piece(report, "consume many", server, count, lambda count: consume_all(count, FEW))
+    await piece(report, "consume many", server, count, lambda count: consume_all(count, FEW))
     await channel.queue_delete(queue)
     await connection.close()
-
-
-async def _database(stage: Stage, report: Report) -> None:
-    """Insert, claim and finish in batches, on a table with no more than these need."""
-    server = {"server": stage.servers["postgresql"]}
-    count = stage.sizes.rows
-    url = stage.postgres.dsn("postgres")
-    connection: asyncpg.Connection = await asyncpg.connect(url)
-    await connection.execute(
-        """
-        CREATE TABLE bare (
-            id uuid PRIMARY KEY, equipment_id text NOT NULL, parameters json NOT NULL, code smallint,
-            due_at timestamptz, created_at timestamptz NOT NULL DEFAULT now(), finished_at timestamptz
-        );
-        CREATE INDEX ON bare (due_at) WHERE due_at IS NOT NULL
-        """
-    )
-    ids = [uuid7() for _ in range(count)]
-    batches = [ids[start : start + AT_ONCE] for start in range(0, count, AT_ONCE)]
-    text = json.dumps(parameters())
-
-    async def insert(batch: list[UUID]) -> None:
-        await connection.execute(
-            "INSERT INTO bare (id, equipment_id, parameters, due_at) "
-            "SELECT id, equipment_id, parameters::json, now() "
-            "FROM unnest($1::uuid[], $2::text[], $3::text[]) AS new (id, equipment_id, parameters)",
-            batch,
-            [f"BENCH{number:08}" for number in range(len(batch))],
-            [text] * len(batch),
-        )
-
-    async def claim(batch: list[UUID]) -> None:
-        await connection.fetch(
-            "WITH due AS (SELECT id FROM bare WHERE due_at <= now() ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED) "
-            "UPDATE bare SET due_at = NULL FROM due WHERE bare.id = due.id RETURNING bare.id, equipment_id, parameters",
-            len(batch),
-        )
-
-    async def update(batch: list[UUID]) -> None:
-        await connection.execute(
-            "UPDATE bare SET code = change.code, finished_at = now() "
-            "FROM unnest($1::uuid[], $2::smallint[]) AS change (id, code) WHERE bare.id = change.id",
-            batch,
-            [200] * len(batch),
-        )
-
-    def all_batches(operation: Callable[[list[UUID]], Awaitable[None]]) -> Callable[[int], Awaitable[None]]:
-        async def run(_: int) -> None:
-            for batch in batches:
-                await operation(batch)
-
-        return run
-
-    try:
-        await _piece(report, "insert", server, count, all_batches(insert))
-        await _piece(report, "claim", server, count, all_batches(claim))
-        await _piece(report, "update", server, count, all_batches(update))
-    finally:
-        await connection.execute("DROP TABLE bare")
-        await connection.close()
-
-
-async def _piece(
-    report: Report, name: str, pids: dict[str, int], count: int, work: Callable[[int], Awaitable[Any]]
-) -> None:
-    meter, cpu, clock = Meter(pids), time.process_time(), time.perf_counter()
-    await work(count)
-    seconds = time.perf_counter() - clock
-    report.add(f"floor.{name}.rate", count / seconds, "/s")
-    report.add(f"floor.{name}.own", 1e6 * (time.process_time() - cpu) / count, "µs")
-    report.add(f"floor.{name}.server", 1e6 * meter.seconds()["server"] / count, "µs")
 
 
 async def _in_turns(operation: Callable[[], Awaitable[None]], count: int) -> None:
