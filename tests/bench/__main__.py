@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import accept, floor, growth, idle, locked, path, plans, scale, scrapers, slots, status
+from tests.bench import accept, floor, growth, idle, locked, paired, path, plans, scale, scrapers, slots, status
 from tests.bench.report import Report
 from tests.bench.stage import QUICK, Sizes, Stage
 from tests.system.spawning import LOCAL
@@ -27,6 +27,7 @@ REPEATING = {
     "locked": locked.measure,
     "scrapers": scrapers.measure,
     "scale": scale.measure,
+    "paired": paired.measure,
 }
 """These repeat their figures by themselves."""
 SECTIONS = IN_ROUNDS | REPEATING
@@ -39,13 +40,19 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas: %(default)s")
     parser.add_argument("--rounds", type=int, help="how often what takes seconds is measured")
     parser.add_argument("--repeats", type=int, help="how often what takes minutes is measured")
+    parser.add_argument("--former", default="", metavar="COMMIT", help="compare the path's costs with this commit's")
     parser.add_argument("--json", type=Path, default=LOCAL / "bench" / "latest.json", help="where to save it")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",")
     if unknown := set(wanted) - set(SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
     sizes = QUICK if arguments.quick else Sizes()
-    sizes = replace(sizes, rounds=arguments.rounds or sizes.rounds, repeats=arguments.repeats or sizes.repeats)
+    sizes = replace(
+        sizes,
+        rounds=arguments.rounds or sizes.rounds,
+        repeats=arguments.repeats or sizes.repeats,
+        former=arguments.former,
+    )
     console, report, began = Console(), Report(), time.monotonic()
     report.add("machine.cores", len(os.sched_getaffinity(0)), "")
     report.add("machine.load before", os.getloadavg()[0], "")

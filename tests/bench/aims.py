@@ -100,6 +100,11 @@ AIMS = (
         at_least=0.6,
     ),
     Ratio("path / ideal", lambda f: f["path.rate"] / ideal_path_rate(f), at_least=0.85),
+    Ratio(
+        "path, CPU a task / that of the former commit",
+        lambda f: f["paired.now.total"] / f["paired.former.total"],
+        at_most=1.1,
+    ),
     Ratio("slots, makespan less A's delay", lambda f: f["slots.makespan"] - f["slots.delay"], at_most=5, unit="s"),
     Ratio("slots, occupancy", lambda f: f["slots.occupancy"], at_least=0.97),
     Ratio("slots, memory of one", lambda f: f["slots.kib"], at_most=40, unit="KiB"),

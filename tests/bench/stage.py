@@ -48,6 +48,8 @@ class Sizes:
     asked: int = 5000
     of_one_device: int = 10_000
     idle_seconds: float = 20.0
+    former: str = ""
+    """A commit to compare with."""
 
 
 QUICK = Sizes(
