@@ -26,11 +26,11 @@ test: lint rabbitmq ## Run lint, types and every test on real servers, with cove
 	$(python) -m coverage report
 
 .PHONY: chaos
-chaos: test-venv rabbitmq ## Torture the system for half an hour, and judge its history (CHAOS_ARGS: see --help)
+chaos: test-venv rabbitmq libfaketime ## Torture the system for half an hour, and judge its history (CHAOS_ARGS: see --help)
 	@$(python) -m tests.chaos run $(CHAOS_ARGS)
 
 .PHONY: chaos-mutants
-chaos-mutants: test-venv rabbitmq ## Sabotage the code line by line: does the checker notice?
+chaos-mutants: test-venv rabbitmq libfaketime ## Sabotage the code line by line: does the checker notice?
 	@$(python) -m tests.chaos mutants $(CHAOS_ARGS)
 
 .PHONY: bench
@@ -57,10 +57,12 @@ lint: test-venv ## Run every static check
 lock: test-venv ## Pin the dependencies of pyproject.toml anew
 	@.ci/lock
 
-.PHONY: system-venv test-venv rabbitmq
+.PHONY: system-venv test-venv rabbitmq libfaketime
 system-venv:
 	@$(bootstrap) venv requirements.txt tests/system/requirements.txt
 test-venv:
 	@$(bootstrap) venv requirements.txt tests/system/requirements.txt tests/requirements.txt
 rabbitmq:
 	@$(bootstrap) rabbitmq
+libfaketime:
+	@$(bootstrap) libfaketime

@@ -77,6 +77,7 @@ class FakeA:
         self.default = answer()
         self.script: defaultdict[str, deque[Behaviour]] = defaultdict(deque)
         self.ledger: list[Work] = []
+        self.host = "127.0.0.1"
         self.port = free_port()
         self._listening = listening
         self._runner: web.AppRunner | None = None
@@ -96,7 +97,7 @@ class FakeA:
         if self._listening:
             await web.SockSite(self._runner, self._listening).start()
         else:
-            await web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=4096, reuse_address=True).start()
+            await web.TCPSite(self._runner, self.host, self.port, backlog=4096, reuse_address=True).start()
 
     async def stop(self) -> None:
         """Refuse connections and break those that are open; the work on the devices goes on."""

@@ -1,6 +1,7 @@
 """A bad network for tests: a TCP proxy that goes silent, grows slow and breaks on demand."""
 
 import asyncio
+import math
 import socket
 import ssl
 import struct
@@ -38,6 +39,7 @@ class Proxy:
         self._tls = tls
         self._target = target_host, target_port
         self._delay = 0.0
+        self._rate = math.inf
         self._passing = asyncio.Event()
         self._passing.set()
         self._server: asyncio.Server | None = None
@@ -88,6 +90,10 @@ class Proxy:
         """Let everything sent from now on arrive so much later, in either direction."""
         self._delay = seconds
 
+    def throttle(self, bytes_per_second: float = math.inf) -> None:
+        """Let each direction of each connection carry no more than so much from now on."""
+        self._rate = bytes_per_second
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         connection = asyncio.create_task(self._connect(reader, writer))
@@ -124,17 +130,23 @@ class Proxy:
     async def _take(self, reader: asyncio.StreamReader, chunks: asyncio.Queue[Chunk]) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            data = await reader.read(CHUNK_BYTES)
+            # What comes in one piece arrives in several on a slow line.
+            data = await reader.read(CHUNK_BYTES if self._rate == math.inf else max(1, int(self._rate / 10)))
             await chunks.put((loop.time() + self._delay, data))
             if not data:
                 return
 
+    async def _next(self, chunks: asyncio.Queue[Chunk]) -> bytes:
+        """The next piece, when it may arrive."""
+        due, data = await chunks.get()
+        await asyncio.sleep(due - asyncio.get_running_loop().time())
+        await asyncio.sleep(len(data) / self._rate)
+        await self._passing.wait()
+        return data
+
     async def _forward(self, chunks: asyncio.Queue[Chunk], writer: asyncio.StreamWriter) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            due, data = await chunks.get()
-            await asyncio.sleep(due - loop.time())
-            await self._passing.wait()
+            data = await self._next(chunks)
             if not data:
                 writer.write_eof()
                 return

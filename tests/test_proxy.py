@@ -160,3 +160,17 @@ async def test_a_stopped_proxy_refuses_and_is_started_again_on_its_port(proxy: P
     assert proxy.url_port == port
     _, writer = await _connect(proxy)
     writer.close()
+
+
+async def test_a_slow_line_carries_so_much_a_second_until_it_is_mended(proxy: Proxy) -> None:
+    reader, writer = await _connect(proxy)
+    proxy.throttle(1000)
+    began = time.monotonic()
+    writer.write(b"a" * 300)
+    assert await reader.readexactly(300) == b"A" * 300
+    assert time.monotonic() - began > 0.25
+    writer.write(b"b" * 20_000)
+    assert await reader.readexactly(100) == b"B" * 100
+    proxy.throttle()
+    assert await reader.readexactly(19_900) == b"B" * 19_900
+    writer.close()

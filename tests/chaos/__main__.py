@@ -34,7 +34,7 @@ def run_seed(seed: int, given: argparse.Namespace, folder: Path) -> Run:
     console.print(f"[bold]seed {seed}[/] in {folder}: " + ", ".join(" + ".join(w.nemeses) for w in windows))
     shape = Shape(concurrency=given.concurrency, deadline_seconds=given.deadline, replicas=given.replicas)
     performance = perform(
-        Rig(folder, plan.links(windows), shape),
+        Rig(folder, plan.needs(windows), shape),
         seed,
         windows,
         rate=given.rate,

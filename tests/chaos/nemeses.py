@@ -8,22 +8,38 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from tests.chaos.clock import stepped
+from tests.chaos.former import former_configurator
 from tests.chaos.messages import EXCHANGE, KEYS, duplicated, poisoned
 from tests.chaos.network import LINKS
-from tests.chaos.rig import CONFIGURED, ROLES, TO_CONFIGURE, Rig, Role, server_pids, signal_all, until
+from tests.chaos.rig import (
+    CLOCK,
+    CONFIGURED,
+    LIMIT_SECONDS,
+    ROLES,
+    TO_CONFIGURE,
+    WIRE,
+    Rig,
+    Role,
+    server_pids,
+    signal_all,
+    until,
+)
+from tests.chaos.sessions import locked_rows, old_snapshot
+from tests.chaos.wire import silent_wire
 
 Fault = Callable[[Rig, random.Random], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Nemesis:
-    """`seconds`: how long the harm lasts; `links`: what must be a proxy. Of an area at most one works at a time."""
+    """`seconds`: how long the harm lasts; `needs`: what the rig must have. Of an area at most one works at a time."""
 
     name: str
     area: str
     fault: Fault
     seconds: tuple[float, float]
-    links: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
 
 
 NEMESES: dict[str, Nemesis] = {}
@@ -34,9 +50,9 @@ def _add(
     area: str,
     fault: Callable[..., AsyncIterator[None]],
     seconds: tuple[float, float] = (2, 5),
-    links: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
 ) -> None:
-    NEMESES[name] = Nemesis(name, area, asynccontextmanager(fault), seconds, frozenset(links))
+    NEMESES[name] = Nemesis(name, area, asynccontextmanager(fault), seconds, frozenset(needs))
 
 
 # Our own processes.
@@ -80,11 +96,21 @@ async def _stop(role: Role, rig: Rig, rng: random.Random) -> AsyncIterator[None]
     await asyncio.to_thread(victim.start, wait=False)
 
 
+async def _results_away(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    for process in rig.processes["results"]:
+        await asyncio.to_thread(process.terminate, 60)
+    yield
+    for process in rig.processes["results"]:
+        await asyncio.to_thread(process.start, wait=False)
+
+
 for _role in ROLES:
     _add(f"kill {_role}", "process", partial(_kill, _role))
     _add(f"pause {_role}", "process", partial(_pause, _role), (1, 10))
     _add(f"stop {_role}", "process", partial(_stop, _role), (0.5, 2))
 _add("kill everything", "process", _kill_everything)
+_add("results away", "process", _results_away, (8, 15))
+_add("former configurator", "process", former_configurator, (5, 10))
 
 
 # Service A.
@@ -115,6 +141,9 @@ _add("a resets", "a", partial(_misbehave, "reset", 0.5))
 _add("a hangs", "a", partial(_misbehave, "hang", 0.3))
 _add("a talks garbage", "a", partial(_misbehave, "garbage", 0.5))
 _add("a answers late", "a", partial(_misbehave, "late", 0.3))
+_add("a behind a bad gateway", "a", partial(_misbehave, "gateway", 1.0), (5, 10))
+_add("a compresses", "a", partial(_misbehave, "compressed", 0.5))
+_add("a silent wire", "a", silent_wire, (LIMIT_SECONDS + 1, 2 * LIMIT_SECONDS), (WIRE,))
 
 
 # The broker.
@@ -173,6 +202,21 @@ async def _unbind(queue: str, rig: Rig, rng: random.Random) -> AsyncIterator[Non
     yield
 
 
+async def _expire(role: Role, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    """A policy lets messages expire that are not taken at once; those who take them stand still for a moment."""
+    policy = "set_policy", "expiry", "^(to_configure|configured)$", '{"message-ttl":1}', "--apply-to", "queues"
+    await asyncio.to_thread(rig.broker.ctl, *policy)
+    try:
+        for process in rig.processes[role]:
+            rig.pause(process)
+        await asyncio.sleep(1)
+        for process in rig.processes[role]:
+            rig.resume(process)
+        yield
+    finally:
+        await asyncio.to_thread(rig.broker.ctl, "clear_policy", "expiry")
+
+
 _add("kill broker", "broker", _kill_broker, (1, 3))
 _add("pause broker", "broker", _pause_broker, (2, 10))
 _add("close connections", "broker", _close_connections, (0.5, 1))
@@ -183,6 +227,7 @@ for _queue, _reader in _readers.items():
     _add(f"purge {_queue}", "broker", partial(_empty_queue, _reader, _queue, False), (0.1, 1))
     _add(f"delete {_queue}", "broker", partial(_empty_queue, _reader, _queue, True), (0.1, 1))
     _add(f"unbind {_queue}", "broker", partial(_unbind, _queue), (0.1, 1))
+    _add(f"expire {_queue}", "broker", partial(_expire, _reader), (1, 3))
 
 
 # The database.
@@ -228,6 +273,10 @@ _add("kill database", "database", _kill_database, (0.5, 3))
 _add("pause database", "database", _pause_database, (2, 8))
 _add("terminate backends", "database", _terminate_backends, (0.1, 0.5))
 _add("statement timeout", "database", _statement_timeout)
+_add("locked rows", "database", locked_rows, (6, 10))
+_add("old snapshot", "database", old_snapshot, (5, 10))
+_add("clock an hour back", "database", partial(stepped, -1), (5, 15), (CLOCK,))
+_add("clock an hour ahead", "database", partial(stepped, 1), (5, 15), (CLOCK,))
 
 
 # The network.
@@ -257,6 +306,13 @@ async def _delay(link: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]
     proxy.delay(0)
 
 
+async def _slow(link: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    proxy = rig.network.proxy(link)
+    proxy.throttle(rng.uniform(2000, 8000))
+    yield
+    proxy.throttle()
+
+
 async def _cut_after_commit(link: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
     proxy = rig.network.proxy(link)
     proxy.chance = rng.uniform(0.05, 0.4)
@@ -267,6 +323,7 @@ async def _cut_after_commit(link: str, rig: Rig, rng: random.Random) -> AsyncIte
 for _link in LINKS:
     _add(f"cut {_link}", "network", partial(_cut, _link), (0.1, 1), (_link,))
     _add(f"black hole {_link}", "network", partial(_black_hole, _link), (2, 12), (_link,))
+    _add(f"slow {_link}", "network", partial(_slow, _link), (4, 8), (_link,))
     _add(f"delay {_link}", "network", partial(_delay, _link), (2, 5), (_link,))
 for _link in ("web-database", "results-database"):
     _add(f"cut after commit {_link}", "network", partial(_cut_after_commit, _link), (2, 5), (_link,))

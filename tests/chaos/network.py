@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Iterable
 
 from typing_extensions import override
 
@@ -37,11 +38,8 @@ class CommitCutter(Proxy):
         if writer.get_extra_info("peername")[1] != self._target[1]:
             await super()._forward(chunks, writer)
             return
-        loop = asyncio.get_running_loop()
         while True:
-            due, data = await chunks.get()
-            await asyncio.sleep(due - loop.time())
-            await self._passing.wait()
+            data = await self._next(chunks)
             if not data:
                 writer.write_eof()
                 return
@@ -54,15 +52,15 @@ class CommitCutter(Proxy):
 class Network:
     """The links between our processes and what they talk to."""
 
-    def __init__(self, spoiled: frozenset[str]) -> None:
-        self._spoiled = spoiled
+    def __init__(self, spoiled: Iterable[str]) -> None:
+        self._spoiled = frozenset(spoiled)
         self._proxies: dict[str, CommitCutter] = {}
 
-    async def open(self, amqp_port: int, database_port: int, a_port: int) -> None:
+    async def open(self, amqp_port: int, database_port: int, a: tuple[str, int]) -> None:
         """Put a proxy on each link that is going to be spoiled."""
-        ports = {"broker": amqp_port, "database": database_port, "a": a_port}
+        targets = {"broker": ("127.0.0.1", amqp_port), "database": ("127.0.0.1", database_port), "a": a}
         for link in sorted(self._spoiled):
-            proxy = CommitCutter("127.0.0.1", ports[link.rpartition("-")[2]])
+            proxy = CommitCutter(*targets[link.rpartition("-")[2]])
             await proxy.start()
             self._proxies[link] = proxy
 
@@ -70,6 +68,9 @@ class Network:
         """Cut everything and stop."""
         for proxy in self._proxies.values():
             await proxy.stop()
+
+    def __contains__(self, link: str) -> bool:
+        return link in self._proxies
 
     def port(self, link: str, direct: int) -> int:
         """Where a process connects for this link."""
@@ -83,5 +84,6 @@ class Network:
         """Let everything pass as if nothing had been."""
         for proxy in self._proxies.values():
             proxy.delay(0)
+            proxy.throttle()
             proxy.chance = 0
             proxy.blackhole(False)

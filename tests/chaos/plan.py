@@ -3,8 +3,11 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from tests.chaos.nemeses import NEMESES
+from tests.chaos.rig import WIRE
+from tests.chaos.wire import Wire
 
 ALONE = 6
 MIXED = 2
@@ -31,8 +34,8 @@ def draw(seed: int, chosen: Sequence[str] = ()) -> list[Window]:
     rng = random.Random(seed)
     if chosen:
         return [_window(rng, tuple(name.strip() for name in names.split("+"))) for names in chosen]
-    rounds = -(-len(NEMESES) // ALONE)
-    deck = sorted(NEMESES)
+    rounds = -(-len(possible()) // ALONE)
+    deck = sorted(possible())
     random.Random(seed // rounds).shuffle(deck)
     alone = deck[seed % rounds :: rounds]
     windows = [_window(rng, (name,)) for name in alone] + [_window(rng, _mix(rng)) for _ in range(MIXED)]
@@ -40,9 +43,15 @@ def draw(seed: int, chosen: Sequence[str] = ()) -> list[Window]:
     return windows
 
 
-def links(windows: Sequence[Window]) -> frozenset[str]:
-    """Name the links that must lead over a proxy."""
-    return frozenset(link for window in windows for name in window.nemeses for link in NEMESES[name].links)
+@cache
+def possible() -> frozenset[str]:
+    """The nemeses that this machine can be made to suffer: not everybody may make a wire."""
+    return frozenset(name for name, nemesis in NEMESES.items() if WIRE not in nemesis.needs or Wire.can_be_made())
+
+
+def needs(windows: Sequence[Window]) -> frozenset[str]:
+    """Name what the rig must be made with."""
+    return frozenset(need for window in windows for name in window.nemeses for need in NEMESES[name].needs)
 
 
 def _window(rng: random.Random, names: tuple[str, ...]) -> Window:
@@ -55,4 +64,4 @@ def _window(rng: random.Random, names: tuple[str, ...]) -> Window:
 
 def _mix(rng: random.Random) -> tuple[str, ...]:
     areas = rng.sample(("process", "a", "broker", "database", "network"), rng.choice((2, 3)))
-    return tuple(rng.choice([n.name for n in NEMESES.values() if n.area == area]) for area in areas)
+    return tuple(rng.choice(sorted(name for name in possible() if NEMESES[name].area == area)) for area in areas)

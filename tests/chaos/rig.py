@@ -19,8 +19,10 @@ import asyncpg
 from aiormq.abc import AbstractChannel
 
 from tests.chaos import transitions
+from tests.chaos.clock import Clock
 from tests.chaos.history import History
 from tests.chaos.network import Network
+from tests.chaos.wire import Wire
 from tests.system.migrate import migrate
 from tests.system.postgres import PostgreSQL
 from tests.system.processes import Module, Process
@@ -30,6 +32,9 @@ from tests.system.spawning import base_environment, end, free_port, spawn
 Role = Literal["web", "results", "configurator"]
 MODULES: dict[Role, Module] = {"web": "service_b", "results": "service_b.results", "configurator": "configurator"}
 SENDER = "tests.chaos.configurator"
+
+CLOCK, WIRE = "clock", "wire"
+"""What a rig may be made with, besides proxies on links: the database's own clock, and service A's own host."""
 
 HEARTBEAT_SECONDS = 2
 TIMEOUT_SECONDS = 1
@@ -43,17 +48,21 @@ ADMIN_SECONDS = 10.0
 class ServiceA:
     """The recording service A, in a process of its own."""
 
-    def __init__(self, folder: Path, history: History) -> None:
+    def __init__(self, folder: Path, history: History, wire: Wire | None = None) -> None:
         self._folder = folder
         self._history = history
+        self._wire = wire
+        self.host = wire.address if wire else "127.0.0.1"
         self.port = free_port()
         self._control = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
         """Start it, and wait until it can be told what to do."""
-        arguments = [sys.executable, "-m", "tests.chaos.service_a", "--history", str(self._folder / "a.jsonl")]
-        arguments += ["--port", str(self.port), "--control-port", str(self._control), "--limit", str(LIMIT_SECONDS)]
+        arguments = self._wire.enter if self._wire else []
+        arguments += [sys.executable, "-m", "tests.chaos.service_a", "--history", str(self._folder / "a.jsonl")]
+        arguments += ["--host", self.host, "--port", str(self.port), "--control-port", str(self._control)]
+        arguments += ["--limit", str(LIMIT_SECONDS)]
         self._process = await asyncio.to_thread(
             spawn, arguments, base_environment(), self._folder / "logs" / "service_a.log"
         )
@@ -94,7 +103,7 @@ class ServiceA:
         try:
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http,
-                http.post(f"http://127.0.0.1:{self._control}/", json={"mode": mode, "share": share}) as response,
+                http.post(f"http://{self.host}:{self._control}/", json={"mode": mode, "share": share}) as response,
             ):
                 return response.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
@@ -114,13 +123,17 @@ class Shape:
 class Rig:
     """The system under torture, from its start to its end; logs, data and history lie in `folder`."""
 
-    def __init__(self, folder: Path, links: Iterable[str] = (), shape: Shape = Shape()) -> None:
+    def __init__(self, folder: Path, needs: Iterable[str] = (), shape: Shape = Shape()) -> None:
+        wanted = frozenset(needs)
         self.folder = folder
         self.history = History(folder / "rig.jsonl")
-        self.service_a = ServiceA(folder, self.history)
-        self.network = Network(frozenset(links))
+        self.wire = Wire() if WIRE in wanted else None
+        self.clock = Clock() if CLOCK in wanted else None
+        self.service_a = ServiceA(folder, self.history, self.wire)
+        self.network = Network(wanted - {CLOCK, WIRE})
         self.broker = RabbitMQ(folder / "rabbitmq")
-        self.database = PostgreSQL(folder / "postgres", durable=False)
+        environment = self.clock.environment if self.clock else None
+        self.database = PostgreSQL(folder / "postgres", durable=False, environment=environment)
         self.processes: dict[Role, list[Process]] = {}
         self.dead: set[Process] = set()
         self._shape = shape
@@ -148,16 +161,22 @@ class Rig:
     ) -> None:
         await asyncio.to_thread(self._stop)
         await self.network.close()
+        if self.wire:
+            self.wire.remove()
+        if self.clock:
+            self.clock.remove()
         self.history.__exit__(None, None, None)
 
     async def _start(self) -> None:
+        if self.wire:
+            await asyncio.to_thread(self.wire.make)
         await asyncio.gather(self.start_database(), self.start_broker(), self.service_a.start())
         async with self.admin() as connection:
             await transitions.install(connection)
-        await self.network.open(self.amqp_port, self.database_port, self.service_a.port)
+        await self.network.open(self.amqp_port, self.database_port, (self.service_a.host, self.service_a.port))
         for role, module in MODULES.items():
             self.processes[role] = [
-                Process(module, self.folder / "logs", self._environment(role), name=f"{role}_{number + 1}")
+                Process(module, self.folder / "logs", self.environment(role), name=f"{role}_{number + 1}")
                 for number in range(self._shape.replicas)
             ]
         for process in self.processes["configurator"]:
@@ -203,7 +222,8 @@ class Rig:
         user, password, name = self.database.user, self.database.password, self.database.database
         return f"postgresql://{user}:{password}@127.0.0.1:{port}/{name}"
 
-    def _environment(self, role: Role) -> dict[str, str]:
+    def environment(self, role: Role) -> dict[str, str]:
+        """A process's variables."""
         own: dict[str, Any] = {
             "web": {
                 "DATABASE_URL": self.process_database_url("web"),
@@ -220,12 +240,17 @@ class Rig:
             },
             "configurator": {
                 "RESULTS_URL": ",".join(process.url for process in self.processes.get("results", ())),
-                "SERVICE_A_URL": f"http://127.0.0.1:{self.network.port('configurator-a', self.service_a.port)}",
+                "SERVICE_A_URL": f"http://{self._a_address()}",
                 "CONCURRENCY": self._shape.concurrency,
                 "SHUTDOWN_GRACE_SECONDS": 20,
             },
         }[role]
         return {name: str(value) for name, value in own.items()} | {"AMQP_URL": self.process_amqp_url(role)}
+
+    def _a_address(self) -> str:
+        if "configurator-a" in self.network:
+            return f"127.0.0.1:{self.network.port('configurator-a', 0)}"
+        return f"{self.service_a.host}:{self.service_a.port}"
 
     def everyone(self) -> list[Process]:
         """All of our processes."""
@@ -262,6 +287,8 @@ class Rig:
             else:
                 self.resume(process)
         self.network.heal()
+        if self.wire:
+            self.wire.silence(False)
         await self.service_a.behave("answer", 0)
 
     @asynccontextmanager

@@ -18,7 +18,7 @@ from typing_extensions import override
 from tests.chaos.history import History
 from tests.fake_a import FakeA, reset
 
-Mode = Literal["answer", "reset", "hang", "garbage", "late"]
+Mode = Literal["answer", "reset", "hang", "garbage", "late", "gateway", "compressed"]
 
 GARBAGE = ("", "<html>", "null", "[]", '{"code":"200"}', '{"code":201}', "\x00\xff", '{"code":200', "200")
 
@@ -37,14 +37,20 @@ def code(serial: str) -> int:
     return {0: 404, 1: 500}.get(crc32(serial[::-1].encode()) % 40, 200)
 
 
+def bad_gateway() -> web.Response:
+    """What a proxy before A says when it has not reached A, or has not waited for it."""
+    return web.Response(status=502, text="<html><h1>502 Bad Gateway</h1></html>", content_type="text/html")
+
+
 class RecordedA(FakeA):
     """A fake A that writes the begin and the end of its work on each call to the history.
 
     `mode` is what a share of the calls gets; the rest is answered. `limit` is our callers' time limit in seconds.
     """
 
-    def __init__(self, history: History, port: int, limit: float) -> None:
+    def __init__(self, history: History, host: str, port: int, limit: float) -> None:
         super().__init__()
+        self.host = host
         self.port = port
         self.mode: Mode = "answer"
         self.share = 0.0
@@ -60,6 +66,8 @@ class RecordedA(FakeA):
     @override
     async def _configure(self, request: web.Request) -> web.StreamResponse:
         mode: Mode = self.mode if random.random() < self.share else "answer"
+        if mode == "gateway" and random.random() < 0.5:
+            return bad_gateway()
         number = next(self._numbers)
         serial = request.match_info["id"]
         self._history.write(
@@ -82,18 +90,23 @@ class RecordedA(FakeA):
                 await asyncio.sleep(3 * self._limit)
             case "late":
                 await asyncio.sleep(self._limit + random.uniform(0.1, 1))
-            case "answer" | "reset" | "garbage":
+            case _:
                 await asyncio.sleep(work_seconds(serial))
-        says = code(serial) if mode in ("answer", "late") else None
+        says = code(serial) if mode in ("answer", "late", "compressed") else None
         self._history.write("a.end", call=number, code=says)
         if says:
-            return web.json_response({"code": says, "message": "recorded"}, status=says)
+            response = web.json_response({"code": says, "message": "recorded"}, status=says)
+            if mode == "compressed":
+                response.enable_compression(web.ContentCoding.gzip)
+            return response
+        if mode == "gateway":
+            return bad_gateway()
         if mode == "garbage":
             return web.Response(status=random.choice((200, 200, 500, 404)), text=random.choice(GARBAGE))
         return await reset()(self, request)
 
 
-async def serve(fake: RecordedA, port: int) -> None:
+async def serve(fake: RecordedA, host: str, port: int) -> None:
     """Play A until killed; `POST /` with a mode and a share changes what it does."""
 
     async def change(request: web.Request) -> web.Response:
@@ -112,7 +125,7 @@ async def serve(fake: RecordedA, port: int) -> None:
     app.router.add_post("/", change)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
+    await web.TCPSite(runner, host, port, reuse_address=True).start()
     await asyncio.Event().wait()
 
 
@@ -120,12 +133,13 @@ def main() -> None:
     """Read the arguments and serve."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--history", type=Path, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--control-port", type=int, required=True)
     parser.add_argument("--limit", type=float, required=True)
     given = parser.parse_args()
     with History(given.history) as history:
-        uvloop.run(serve(RecordedA(history, given.port, given.limit), given.control_port))
+        uvloop.run(serve(RecordedA(history, given.host, given.port, given.limit), given.host, given.control_port))
 
 
 if __name__ == "__main__":

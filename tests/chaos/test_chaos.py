@@ -6,7 +6,6 @@ import pytest
 import uvloop
 
 from tests.chaos import mutants, plan
-from tests.chaos.nemeses import NEMESES
 from tests.chaos.rig import Rig
 from tests.chaos.scenario import perform
 from tests.system.spawning import ROOT
@@ -16,7 +15,7 @@ SELECTION = ("cut after commit web-database + kill configurator", "close connect
 
 def test_promise_holds_under_a_selection_of_faults(tmp_path: Path) -> None:
     windows = plan.draw(1, SELECTION)
-    run = uvloop.run(perform(Rig(tmp_path, plan.links(windows)), 1, windows, rate=30))
+    run = uvloop.run(perform(Rig(tmp_path, plan.needs(windows)), 1, windows, rate=30))
     assert run.verdict.violations == []
     assert run.drained
     assert run.verdict.accepted > 50
@@ -24,9 +23,9 @@ def test_promise_holds_under_a_selection_of_faults(tmp_path: Path) -> None:
 
 
 def test_some_seeds_in_a_row_use_every_nemesis_alone() -> None:
-    rounds = -(-len(NEMESES) // plan.ALONE)
+    rounds = -(-len(plan.possible()) // plan.ALONE)
     used = [w.nemeses[0] for seed in range(rounds) for w in plan.draw(seed) if len(w.nemeses) == 1]
-    assert sorted(used) == sorted(NEMESES)
+    assert sorted(used) == sorted(plan.possible())
 
 
 def test_a_seed_gives_the_same_plan_again() -> None:

@@ -3,6 +3,7 @@
 #
 #   bootstrap.sh venv LOCK...    .venv with exactly what the lock files pin
 #   bootstrap.sh rabbitmq        Debian's or Ubuntu's rabbitmq-server, installed but neither started nor enabled
+#   bootstrap.sh libfaketime     a clock that the chaos tests can set for one program
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
@@ -91,8 +92,9 @@ venv)
     make_venv "$@"
     ;;
 rabbitmq) get_rabbitmq ;;
+libfaketime) is_installed libfaketime || apt_install libfaketime ;;
 *)
-    say "usage: bootstrap.sh venv LOCK... | rabbitmq"
+    say "usage: bootstrap.sh venv LOCK... | rabbitmq | libfaketime"
     exit 2
     ;;
 esac

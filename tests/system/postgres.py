@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
@@ -29,17 +29,25 @@ class PostgreSQL:
 
     PostgreSQL refuses to run as root. Started by root it runs as `nobody`, who owns the data; where that user cannot
     reach the programs, a copy of them lives in a temporary folder until `remove`. With `durable` off a commit is only
-    handed to the operating system: `kill` loses nothing, a power cut would.
+    handed to the operating system: `kill` loses nothing, a power cut would. `environment`: variables beside the usual.
     """
 
     user = "admin"
     password = "admin"
     database = "test"
 
-    def __init__(self, folder: Path, *, port: int | None = None, durable: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        durable: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = port or free_port()
         self.log_file = folder / "postgres.log"
         self._durable = durable
+        self._environment = base_environment() | dict(environment or {})
         self._folder = folder
         self._owner = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
         self._data = folder / "data"
@@ -74,7 +82,7 @@ class PostgreSQL:
                 *(f"-c{setting}" for setting in DISCREET),
                 *durability,
             ],
-            base_environment(),
+            self._environment,
             self.log_file,
             folder=self._data,
             # On SIGKILL it would leave its shared memory behind.

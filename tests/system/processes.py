@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from tests.system.spawning import base_environment, end, free_port, spawn, wait_until
+from tests.system.spawning import ROOT, base_environment, end, free_port, spawn, wait_until
 
 Module = Literal["service_a", "service_b", "service_b.results", "configurator"]
 
@@ -28,14 +28,21 @@ UNTRIED = "not connected yet"
 class Process:
     """One of the four: `python -m <module>` with the given variables, on a free loopback port unless one is given.
 
-    The log file is `<logs>/<name>.log`; a process that is started again appends to it.
+    The log file is `<logs>/<name>.log`; a process that is started again appends to it. `folder`: where its code is.
     """
 
     def __init__(
-        self, module: Module, logs: Path, environment: Mapping[str, str] | None = None, *, name: str | None = None
+        self,
+        module: Module,
+        logs: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        name: str | None = None,
+        folder: Path = ROOT,
     ) -> None:
         serves = "APP" if module in ("service_a", "service_b") else "HEALTH"
         self.module = module
+        self.folder = folder
         self.name = name or module
         self.log_file = logs / f"{self.name}.log"
         self.environment = {f"{serves}_HOST": "127.0.0.1", "LOG_FORMAT": "json"} | dict(environment or {})
@@ -61,7 +68,7 @@ class Process:
         """Start it; with `wait`, until it says that it is ready (up to `timeout` seconds)."""
         command = [sys.executable, "-m", self.module]
         environment = base_environment() | self.environment
-        self._process = spawn(command, environment, self.log_file, descriptors=descriptors)
+        self._process = spawn(command, environment, self.log_file, folder=self.folder, descriptors=descriptors)
         if wait:
             self.wait_until_ready(timeout)
 

@@ -1,0 +1,34 @@
+"""Two versions side by side: a configurator of a former commit joins, as in an upgrade under way."""
+
+import asyncio
+import random
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from tests.chaos.rig import SENDER, Rig
+from tests.system.processes import Process
+from tests.system.spawning import ROOT
+
+COMMIT = "db4ca82"
+"""The last one whose configurator called A without a lease."""
+
+
+def former_tree(folder: Path) -> Path:
+    """The code of that commit."""
+    if not folder.exists():
+        folder.mkdir()
+        archive = subprocess.run(["git", "archive", COMMIT], cwd=ROOT, capture_output=True, check=True)
+        subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
+    return folder
+
+
+async def former_configurator(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    """It takes its share of the work for a while."""
+    tree = await asyncio.to_thread(former_tree, rig.folder / "former")
+    environment = rig.environment("configurator")
+    process = Process(SENDER, rig.folder / "logs", environment, name="former", folder=tree)  # type: ignore[arg-type]
+    await asyncio.to_thread(process.start)
+    yield
+    code = await asyncio.to_thread(process.terminate, 60)
+    rig.history.write("exit", name=process.name, code=code)
