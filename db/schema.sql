@@ -20,6 +20,18 @@ SET default_tablespace = '';
 SET default_table_access_method = heap;
 
 --
+-- Name: maintenance; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.maintenance (
+    one boolean DEFAULT true NOT NULL,
+    holder uuid,
+    until timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    CONSTRAINT maintenance_one_check CHECK (one)
+);
+
+
+--
 -- Name: schema_migrations; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -75,6 +87,17 @@ WITH (autovacuum_vacuum_scale_factor='0.05', autovacuum_analyze_scale_factor='0.
 
 
 --
+-- Name: task_clock; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.task_clock (
+    one boolean DEFAULT true NOT NULL,
+    correction interval DEFAULT '00:00:00'::interval NOT NULL,
+    CONSTRAINT task_clock_one_check CHECK (one)
+);
+
+
+--
 -- Name: task_seq_seq; Type: SEQUENCE; Schema: public; Owner: -
 --
 
@@ -89,11 +112,27 @@ ALTER TABLE public.task ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
 
 
 --
+-- Name: maintenance maintenance_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.maintenance
+    ADD CONSTRAINT maintenance_pkey PRIMARY KEY (one);
+
+
+--
 -- Name: schema_migrations schema_migrations_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
 ALTER TABLE ONLY public.schema_migrations
     ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (version);
+
+
+--
+-- Name: task_clock task_clock_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.task_clock
+    ADD CONSTRAINT task_clock_pkey PRIMARY KEY (one);
 
 
 --
@@ -151,4 +190,5 @@ CREATE INDEX task_waiting ON public.task USING btree (equipment_id, seq) WHERE (
 --
 
 INSERT INTO public.schema_migrations (version) VALUES
-    ('20261123000000');
+    ('20261123000000'),
+    ('20261125120000');

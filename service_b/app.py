@@ -16,12 +16,13 @@ from service_b.api import routes
 from service_b.api.middleware import observe_and_answer
 from service_b.database import create_pool
 from service_b.maintenance.backlog import BacklogMeter
-from service_b.maintenance.reconciler import LOCK_TICK_SECONDS, TICK_SECONDS, Reconciler
+from service_b.maintenance.reconciler import ROUND_SECONDS, Reconciler
 from service_b.relay import POLL_SECONDS, Relay
 from service_b.settings import Settings
 from service_b.statuses import Statuses
 from service_b.submission import Submission
 from service_b.tasks import lookups, readiness
+from service_b.tasks.clock import Clock
 from service_b.wakeup import listen
 
 STOP_SECONDS = 10.0
@@ -32,8 +33,7 @@ class Periods:
     """How often the loops of the background look around, in seconds."""
 
     poll: float = POLL_SECONDS
-    tick: float = TICK_SECONDS
-    lock_tick: float = LOCK_TICK_SECONDS
+    round: float = ROUND_SECONDS
 
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
@@ -86,9 +86,7 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
     settings, periods = app[SETTINGS], app[PERIODS]
     async with Session(settings, settings.app_name) as session:
         relay = Relay(session, app[POOL], settings, app[WAKE], poll_seconds=periods.poll)
-        reconciler = Reconciler(
-            session, app[POOL], settings, settings, tick_seconds=periods.tick, lock_tick_seconds=periods.lock_tick
-        )
+        reconciler = Reconciler(session, app[POOL], settings, Clock(), round_seconds=periods.round)
         backlog = BacklogMeter(app[POOL], lambda: reconciler.leading)
         REGISTRY.register(backlog)
         loops: dict[str, Loop] = {

@@ -1,11 +1,14 @@
 """What both processes of service B count."""
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 ACCEPTED = Counter("tasks_accepted", "Tasks stored")
 DISPATCHED = Counter("tasks_dispatched", "Attempts handed to the broker", ["publication"])
 OVERDUE = Counter("tasks_overdue", "Attempts without an outcome in time, reported as unknown")
 EXPIRED = Counter("tasks_expired", "Tasks ended at their deadline")
+LEADING = Gauge("maintenance_leading", "1 in the process that does the maintenance")
+ROUND_AGE = Gauge("maintenance_round_age_seconds", "How long ago this process last did it, or asked for its turn")
+CLOCK_JUMPS = Counter("clock_jumps", "Corrections of internal time, because the database's clock had jumped")
 STRANDED = Counter("tasks_stranded", "Waiting tasks found with nothing in front of them")
 OUTCOMES = Counter("outcomes", "Outcomes written down, by kind; `ignored` were late, repeated or unknown", ["kind"])
 FINISHED = Counter("tasks_finished", "Tasks that got their final status", ["code"])

@@ -128,7 +128,13 @@ async def emptied_database_url(shared_database_url: str) -> str:
     """The shared database with its tables empty: a fortieth of the price of a new one."""
     connection = await asyncpg.connect(shared_database_url)
     async with asyncio.timeout(30):
-        await connection.execute("TRUNCATE task RESTART IDENTITY")
+        await connection.execute(
+            """
+            TRUNCATE task RESTART IDENTITY;
+            UPDATE task_clock SET correction = DEFAULT;
+            UPDATE maintenance SET holder = DEFAULT, until = DEFAULT
+            """
+        )
     await connection.close()
     return shared_database_url
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import structlog
@@ -15,24 +15,22 @@ from messaging.session import Session
 from messaging.settings import BrokerSettings
 from runtime import clock
 from service_b import metrics
-from service_b.database import STORAGE_ERRORS, DatabaseSettings, connect
+from service_b.database import STORAGE_ERRORS
 from service_b.maintenance.watermark import Watermark
-from service_b.tasks import deployment, expiry, overdue, promotion
+from service_b.tasks import clock as task_clock
+from service_b.tasks import expiry, leadership, overdue, promotion
+from service_b.tasks.clock import Clock
 
 log = structlog.stdlib.get_logger(__name__)
 
-TICK_SECONDS = 1.0
-LOCK_TICK_SECONDS = 5.0
+ROUND_SECONDS = 1.0
 BATCH = 1000
-LOCK_KEY = 7776
-LOCK_LOST_SECONDS = 60
-"""After so long without a word from its holder the database gives the lock to another process."""
 
 
 class Reconciler:
     """Ends tasks past their deadline, reports attempts whose outcome is overdue, promotes stranded tasks.
 
-    One at a time over all processes: whoever holds an advisory lock on a connection of its own.
+    The process that leads does this in rounds; the others only look at the clock, and whether it is their turn.
     """
 
     def __init__(
@@ -40,68 +38,75 @@ class Reconciler:
         session: Session,
         pool: asyncpg.Pool,
         broker: BrokerSettings,
-        database: DatabaseSettings,
+        internal: Clock,
         *,
-        tick_seconds: float = TICK_SECONDS,
-        lock_tick_seconds: float = LOCK_TICK_SECONDS,
+        round_seconds: float = ROUND_SECONDS,
     ) -> None:
-        self._tick_seconds = tick_seconds
-        self._lock_tick_seconds = lock_tick_seconds
+        self._round_seconds = round_seconds
         self._session = session
         self._pool = pool
         self._broker = broker
-        self._database = database
+        self._internal = internal
+        self._id = uuid4()
         self._stranded_after = ""
         self._reported: dict[tuple[UUID, int], float] = {}
+        self._channel: Channel | None = None
+        self._watermark = Watermark()
         self.leading = False
         """Whether it is this process's turn."""
+        self._round_at = clock.now()
 
     async def run(self) -> None:
         """Reconcile whenever it is this process's turn, until cancelled."""
+        metrics.ROUND_AGE.set_function(lambda: clock.now() - self._round_at)
         while True:
+            is_done = True
             try:
-                await self._hold_lock()
+                await self._take_turn()
+                if self.leading:
+                    is_done = await self._go_round()
+                self._round_at = clock.now()
             except STORAGE_ERRORS as error:
-                log.warning("reconciler.storage_unavailable", error=repr(error), retry_in=self._lock_tick_seconds)
+                self._turn(leads=False)
+                log.warning("reconciler.storage_unavailable", error=repr(error), retry_in=self._round_seconds)
             except Exception:
-                log.exception("reconciler.bug", retry_in=self._lock_tick_seconds)
-            await asyncio.sleep(self._lock_tick_seconds)
+                log.exception("reconciler.bug", retry_in=self._round_seconds)
+            await asyncio.sleep(self._round_seconds if is_done else 0)
 
-    async def _hold_lock(self) -> None:
-        connection: asyncpg.Connection = await connect(self._database)
-        try:
-            while not await deployment.try_to_lead(connection, LOCK_KEY):
-                await asyncio.sleep(self._lock_tick_seconds)
-            log.info("reconciler.leading")
-            self.leading = True
-            channel, watermark = None, Watermark()
-            await connection.execute(f"SET idle_session_timeout = '{LOCK_LOST_SECONDS}s'")
-            while True:
-                # The lock lives as long as this connection: if this fails, another process may lead.
-                await connection.execute("SELECT 1")
-                await self._expire()
-                await self._promote_stranded()
-                current = self._session.current
-                if current is not channel:
-                    # What the last channel saw is void: outcomes that wait for the broker must get time to arrive.
-                    channel, watermark = current, Watermark()
-                if channel:
-                    await self._report_overdue(channel, watermark)
-                await asyncio.sleep(self._tick_seconds)
-        finally:
-            self.leading = False
-            connection.terminate()
+    async def _take_turn(self) -> None:
+        async with self._pool.acquire() as connection:
+            jump = await self._internal.look(connection)
+            self._turn(leads=await leadership.lead(connection, self._id))
+            if jump and self.leading and await task_clock.correct(connection, jump):
+                metrics.CLOCK_JUMPS.inc()
+                log.error("reconciler.clock_jumped", seconds=jump.by.total_seconds())
 
-    async def _expire(self) -> None:
-        while True:
-            async with self._pool.acquire() as connection:
-                expired = await expiry.expire(connection, BATCH)
-            if not expired:
-                return
-            metrics.EXPIRED.inc(len(expired))
-            metrics.FINISHED.labels(500).inc(len(expired))
-            for task_id in expired:
-                log.warning("task.expired", task_id=str(task_id))
+    def _turn(self, *, leads: bool) -> None:
+        if leads != self.leading:
+            log.info("reconciler.leading" if leads else "reconciler.not_leading")
+            self._channel = None
+        self.leading = leads
+        metrics.LEADING.set(leads)
+
+    async def _go_round(self) -> bool:
+        """Do some of all that is to be done; tell whether that was all of it."""
+        expired = await self._expire()
+        await self._promote_stranded()
+        if current := self._session.current:
+            if current is not self._channel:
+                # What the last channel saw is void: outcomes that wait for the broker must get time to arrive.
+                self._channel, self._watermark = current, Watermark()
+            await self._report_overdue(current, self._watermark)
+        return expired < BATCH
+
+    async def _expire(self) -> int:
+        async with self._pool.acquire() as connection:
+            expired = await expiry.expire(connection, BATCH)
+        metrics.EXPIRED.inc(len(expired))
+        metrics.FINISHED.labels(500).inc(len(expired))
+        for task_id in expired:
+            log.warning("task.expired", task_id=str(task_id))
+        return len(expired)
 
     async def _promote_stranded(self) -> None:
         self._stranded_after, promoted = await promotion.promote_stranded(self._pool, self._stranded_after, BATCH)

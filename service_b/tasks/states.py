@@ -3,8 +3,8 @@
 The package's docstring says what they mean. The indexes of db/migrations are made for the same words.
 """
 
-NOW = "now()"
-"""Internal time, in SQL: what `due_at`, `deadline_at` and `dispatched_at` are set by and compared with.
+NOW = "(SELECT now() + correction FROM task_clock)"
+"""Internal time, in SQL: what `due_at`, `deadline_at` and `dispatched_at` are set by and compared with. See `clock`.
 
 What people are told (`created_at`, `finished_at`) is the database's plain clock.
 """

@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant(
         "reconciler off",
         "service_b/maintenance/reconciler.py",
-        [("                    await self._report_overdue(channel, watermark)\n", "                    pass\n")],
+        [("            await self._report_overdue(current, self._watermark)\n", "            pass\n")],
         PURGED,
         frozenset({"lost"}),
     ),

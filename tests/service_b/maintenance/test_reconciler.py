@@ -26,7 +26,7 @@ from messaging.settings import BrokerSettings
 from service_b.app import POOL, Periods
 from service_b.app import create_app as create_web_app
 from service_b.database import DatabaseSettings
-from service_b.maintenance.reconciler import LOCK_KEY, Reconciler
+from service_b.maintenance.reconciler import Reconciler
 from service_b.maintenance.watermark import Watermark
 from service_b.relay import Relay
 from service_b.results.app import create_app as create_results_app
@@ -34,6 +34,7 @@ from service_b.results.settings import Settings as ResultsSettings
 from service_b.settings import Settings as WebSettings
 from service_b.tasks import claims
 from service_b.tasks.claims import Dispatch
+from service_b.tasks.clock import Clock
 from tests.conftest import eventually
 from tests.queues import busy_reader, count_ready, metric, queue_exists, take
 from tests.system.rabbitmq import RabbitMQ
@@ -114,7 +115,6 @@ class Rig:
 async def rig(
     pool: asyncpg.Pool,
     broker: BrokerSettings,
-    database: DatabaseSettings,
     amqp: AbstractChannel,
     sql: asyncpg.Connection,
 ) -> AsyncIterator[Rig]:
@@ -122,7 +122,7 @@ async def rig(
     async with Session(broker, "reconciler") as session:
         channel = await anext(session)
         async with busy_reader(broker, broker.to_configure_queue):
-            yield Rig(channel, amqp, pool, sql, broker, Reconciler(session, pool, broker, database))
+            yield Rig(channel, amqp, pool, sql, broker, Reconciler(session, pool, broker, Clock()))
 
 
 async def test_a_message_that_was_taken_is_overdue_when_its_call_may_not_last_any_longer(rig: Rig) -> None:
@@ -216,7 +216,7 @@ async def test_an_answer_says_nothing_of_what_was_dispatched_about_the_same_time
 
 
 async def test_while_the_broker_accepts_no_publishes_nothing_is_observed_and_the_past_is_void(
-    own_rabbitmq: RabbitMQ, pool: asyncpg.Pool, database: DatabaseSettings
+    own_rabbitmq: RabbitMQ, pool: asyncpg.Pool
 ) -> None:
     """An empty queue proves nothing then: publishes of before, and outcomes, may wait in front of the broker."""
     settings = BrokerSettings(amqp_url=SecretStr(own_rabbitmq.url))
@@ -226,7 +226,7 @@ async def test_while_the_broker_accepts_no_publishes_nothing_is_observed_and_the
         session = await stack.enter_async_context(Session(settings, "reconciler", Patience(confirm=0.5)))
         channel = await anext(session)
         await stack.enter_async_context(busy_reader(settings, settings.to_configure_queue))
-        reconciler = Reconciler(session, pool, settings, database)
+        reconciler = Reconciler(session, pool, settings, Clock())
         watermark = Watermark()
 
         async def observes() -> bool:
@@ -247,7 +247,7 @@ async def test_while_the_broker_accepts_no_publishes_nothing_is_observed_and_the
 
 # --- at work
 
-HURRIED = {"tick_seconds": 0.05, "lock_tick_seconds": 0.1}
+ROUND = 0.05
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ async def test_a_purged_queue_heals(
 ) -> None:
     """All that waited in it is reported, decided and dispatched once more, by the real processes."""
     settings = broker.model_dump() | database.model_dump()
-    web_app = create_web_app(WebSettings(**settings), Periods(poll=0.1, tick=0.05, lock_tick=0.1))
+    web_app = create_web_app(WebSettings(**settings), Periods(poll=0.1, round=0.05))
     queue = broker.to_configure_queue
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(at_work(web_app, create_results_app(ResultsSettings(**settings))))
@@ -305,20 +305,20 @@ class CountingReconciler(Reconciler):
     failure: Exception | None = None
 
     @override
-    async def _expire(self) -> None:
+    async def _expire(self) -> int:
         self.rounds += 1
         if self.failure:
             failure, self.failure = self.failure, None
             raise failure
-        await super()._expire()
+        return await super()._expire()
 
 
 @asynccontextmanager
 async def reconciling(
-    pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings
+    pool: asyncpg.Pool, broker: BrokerSettings
 ) -> AsyncIterator[tuple[CountingReconciler, asyncio.Task[None]]]:
     """A reconciler at work, without a broker."""
-    reconciler = CountingReconciler(Session(broker, "never opened"), pool, broker, database, **HURRIED)
+    reconciler = CountingReconciler(Session(broker, "never opened"), pool, broker, Clock(), round_seconds=ROUND)
     running = asyncio.create_task(reconciler.run())
     try:
         yield reconciler, running
@@ -330,7 +330,7 @@ async def reconciling(
 
 @pytest.mark.usefixtures("hurried")
 async def test_deadlines_and_stranded_tasks_are_looked_after_without_a_broker(
-    pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings, sql: asyncpg.Connection
+    pool: asyncpg.Pool, broker: BrokerSettings, sql: asyncpg.Connection
 ) -> None:
     expired, stranded = metric("tasks_expired_total"), metric("tasks_stranded_total")
     finished = metric("tasks_finished_total", code="500")
@@ -343,7 +343,7 @@ async def test_deadlines_and_stranded_tasks_are_looked_after_without_a_broker(
         """,
         B,
     )
-    async with reconciling(pool, broker, database):
+    async with reconciling(pool, broker):
 
         async def all_is_well() -> bool:
             return await states(sql, [*old, *new]) == ["error"] * 3 + ["due", "error", "due"]
@@ -355,51 +355,63 @@ async def test_deadlines_and_stranded_tasks_are_looked_after_without_a_broker(
     assert metric("tasks_finished_total", code="500") == finished + 3
 
 
-async def leaders(sql: asyncpg.Connection) -> list[int]:
-    """The database sessions that hold the reconciler's lock."""
-    rows = await sql.fetch(
-        """
-        SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND granted
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        """,
-        LOCK_KEY,
-    )
-    return [found["pid"] for found in rows]
-
-
-def rounds_of(reconciler: CountingReconciler, more: int = 3) -> Callable[[], bool]:
+def rounds_of(*reconcilers: CountingReconciler, more: int = 3) -> Callable[[], bool]:
     """A condition: so many rounds more than now."""
-    target = reconciler.rounds + more
-    return lambda: reconciler.rounds >= target
+
+    def rounds() -> int:
+        return sum(reconciler.rounds for reconciler in reconcilers)
+
+    target = rounds() + more
+    return lambda: rounds() >= target
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_one_reconciler_leads_and_another_takes_over_when_its_connection_dies(
-    pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings, sql: asyncpg.Connection
+async def test_one_reconciler_leads_and_another_takes_over(
+    pool: asyncpg.Pool, broker: BrokerSettings, sql: asyncpg.Connection
 ) -> None:
-    async with reconciling(pool, broker, database) as (first, _):
+    async with reconciling(pool, broker) as (first, running):
         await eventually(rounds_of(first))
-        async with reconciling(pool, broker, database) as (second, _):
-            await eventually(rounds_of(first, 20))
+        async with reconciling(pool, broker) as (second, _):
+            await eventually(rounds_of(first, more=20))
             assert second.rounds == 0
-            [leader] = await leaders(sql)
-            # It shall not come back.
-            first._database = DatabaseSettings(database_url=SecretStr("postgresql://nobody@127.0.0.1:1/none"))
-            await sql.execute("SELECT pg_terminate_backend($1)", leader)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await sql.execute("UPDATE maintenance SET until = until - interval '16 s'")
             await eventually(rounds_of(second))
-            [successor] = await leaders(sql)
-            assert successor != leader
-            done = first.rounds
-            await eventually(rounds_of(second, 10))
-            assert first.rounds == done
+            assert second.leading
+
+
+async def test_who_does_the_maintenance_and_when_it_was_done_are_shown(
+    pool: asyncpg.Pool, broker: BrokerSettings, sql: asyncpg.Connection
+) -> None:
+    async with reconciling(pool, broker) as (reconciler, _):
+        await eventually(rounds_of(reconciler))
+        assert metric("maintenance_leading") == 1
+        assert 0 <= metric("maintenance_round_age_seconds") < 60
+        await sql.execute("UPDATE maintenance SET holder = gen_random_uuid()")
+        await eventually(lambda: metric("maintenance_leading") == 0)
+
+
+@pytest.mark.parametrize("by", [3600, -3600, 40, -40])
+async def test_who_leads_corrects_a_jump_of_the_databases_clock(
+    pool: asyncpg.Pool, broker: BrokerSettings, sql: asyncpg.Connection, by: float
+) -> None:
+    jumps = metric("clock_jumps_total")
+    async with reconciling(pool, broker) as (reconciler, _), reconciling(pool, broker) as (other, _):
+        await eventually(rounds_of(reconciler, other))
+        await sql.execute("UPDATE task_clock SET correction = make_interval(secs => $1)", by)
+        await eventually(lambda: metric("clock_jumps_total") == jumps + 1)
+        await eventually(rounds_of(reconciler, other))
+        correction = await sql.fetchval("SELECT correction FROM task_clock")
+        assert abs(correction.total_seconds()) < 1
+        assert metric("clock_jumps_total") == jumps + 1
 
 
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("failure", [asyncpg.PostgresConnectionError("gone"), ZeroDivisionError("a bug")])
 async def test_a_reconciler_goes_on_after_any_failure(
-    pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings, failure: Exception
+    pool: asyncpg.Pool, broker: BrokerSettings, failure: Exception
 ) -> None:
-    async with reconciling(pool, broker, database) as (reconciler, running):
+    async with reconciling(pool, broker) as (reconciler, running):
         await eventually(rounds_of(reconciler))
         reconciler.failure = failure
         await eventually(lambda: reconciler.failure is None)
@@ -409,7 +421,7 @@ async def test_a_reconciler_goes_on_after_any_failure(
 
 @pytest.mark.usefixtures("hurried")
 async def test_what_a_lost_channel_has_seen_is_void(
-    pool: asyncpg.Pool, broker: BrokerSettings, database: DatabaseSettings, monkeypatch: pytest.MonkeyPatch
+    pool: asyncpg.Pool, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outcomes that waited for the broker must get the time to arrive first."""
     watermarks: list[Watermark] = []
@@ -420,7 +432,7 @@ async def test_what_a_lost_channel_has_seen_is_void(
 
     monkeypatch.setattr(Reconciler, "_report_overdue", note)
     async with Session(broker, "reconciler") as session:
-        reconciler = Reconciler(session, pool, broker, database, **HURRIED)
+        reconciler = Reconciler(session, pool, broker, Clock(), round_seconds=ROUND)
         running = asyncio.create_task(reconciler.run())
         await anext(session)
         await eventually(lambda: len(watermarks) == 1)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import runtime.clock
-from service_b.maintenance.reconciler import TICK_SECONDS
+from service_b.maintenance.reconciler import ROUND_SECONDS
 from service_b.maintenance.watermark import OBSERVATIONS, Watermark
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -69,7 +69,7 @@ def test_an_observation_that_tells_nothing_new_changes_nothing(clock: Clock) -> 
 
 def test_observations_are_kept_for_longer_than_the_longest_call(clock: Clock) -> None:
     """Otherwise an attempt at such a call would never be overdue: the first observation would always be a young one."""
-    ticks = int(LONGEST_LIMIT_SECONDS / TICK_SECONDS)
+    ticks = int(LONGEST_LIMIT_SECONDS / ROUND_SECONDS)
     watermark = observed(clock, *((tick, tick) for tick in range(ticks)))
     assert watermark.known_taken_at(at(0.5)) == 1
 

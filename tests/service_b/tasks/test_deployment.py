@@ -1,6 +1,7 @@
 """Two deployments in two schemas of one database, on a real PostgreSQL."""
 
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -8,7 +9,7 @@ from pydantic import SecretStr
 from yarl import URL
 
 from service_b.database import DatabaseSettings, connect
-from service_b.tasks import claims, deployment
+from service_b.tasks import claims, deployment, leadership
 from tests.tasks import A, accept, apply, finish
 
 
@@ -21,7 +22,10 @@ async def mine(database: DatabaseSettings) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def theirs(database_url: str, sql: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
-    await sql.execute("CREATE SCHEMA customer; CREATE TABLE customer.task (LIKE task INCLUDING ALL)")
+    await sql.execute("CREATE SCHEMA customer")
+    for table in ("task", "task_clock", "maintenance"):
+        await sql.execute(f"CREATE TABLE customer.{table} (LIKE {table} INCLUDING ALL)")
+    await sql.execute("INSERT INTO customer.task_clock DEFAULT VALUES; INSERT INTO customer.maintenance DEFAULT VALUES")
     url = URL(database_url).update_query(search_path="customer")
     connection = await connect(DatabaseSettings(database_url=SecretStr(str(url))))
     yield connection
@@ -42,11 +46,8 @@ async def test_each_hears_of_its_own_tasks_only(mine: asyncpg.Connection, theirs
     assert await claims.claim(mine, 9) == []
 
 
-async def test_one_process_of_each_leads(
-    mine: asyncpg.Connection, theirs: asyncpg.Connection, database: DatabaseSettings
-) -> None:
-    assert await deployment.try_to_lead(mine, 1)
-    assert await deployment.try_to_lead(theirs, 1)
-    another = await connect(database)
-    assert not await deployment.try_to_lead(another, 1)
-    await another.close()
+async def test_one_process_of_each_leads(mine: asyncpg.Connection, theirs: asyncpg.Connection) -> None:
+    first, second, third = uuid4(), uuid4(), uuid4()
+    assert await leadership.lead(mine, first)
+    assert await leadership.lead(theirs, second)
+    assert not await leadership.lead(mine, third)

@@ -1,0 +1,83 @@
+"""Internal time: the database's clock, but for the jumps that it makes when somebody sets it.
+
+Tasks are due, late and past their deadline by internal time, which all statements read as `states.NOW`: the clock of
+the database and a correction. Each process also keeps an estimate of it, by its own monotonic clock. Where the
+database's clock jumps, all estimates go on, and the process that leads the maintenance changes the correction so that
+internal time does, too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from runtime import clock
+from service_b.database import Connection, Queries
+
+LOOK = "SELECT now() + correction, correction FROM task_clock"
+
+CORRECT = """
+WITH mine AS MATERIALIZED (SELECT one FROM task_clock WHERE correction = $1 FOR UPDATE SKIP LOCKED)
+UPDATE task_clock SET correction = correction - $2::interval WHERE one = ANY(ARRAY(SELECT one FROM mine))
+RETURNING true
+"""
+
+JUMP_SECONDS = 1.0
+"""Clocks that are disciplined or drift apart differ by less, from one look to the next."""
+PATIENCE_SECONDS = 30.0
+"""After so long without a correction it is the estimate that is wrong: this machine stood still, and its clock too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """How far the database's clock has jumped ahead (less than 0: back), under which correction."""
+
+    by: timedelta
+    correction: timedelta
+
+
+class Clock:
+    """An estimate of internal time that follows the database's clock, but not its jumps.
+
+    A look at the database shows that internal time was what it says at some moment between question and answer. The
+    estimate moves only as far as that proves it wrong; an answer that took long is no use.
+    """
+
+    def __init__(self, now: Callable[[], float] = clock.now) -> None:
+        self._now = now
+        # Internal time less the monotonic one, in seconds.
+        self._offset: float | None = None
+        # Since when each look has shown another time.
+        self._doubted_at: float | None = None
+
+    def now(self) -> datetime | None:
+        """Tell internal time; None before the first look."""
+        return None if self._offset is None else datetime.fromtimestamp(self._now() + self._offset, UTC)
+
+    async def look(self, connection: Connection) -> Jump | None:
+        """Look at the database's clock; return how far it has jumped, as long as nobody has corrected that."""
+        asked_at = self._now()
+        [(seen, correction)] = await connection.fetch(LOOK)
+        by = self.observe(seen.timestamp(), asked_at, self._now())
+        return Jump(timedelta(seconds=by), correction) if by else None
+
+    def observe(self, seen: float, asked_at: float, answered_at: float) -> float:
+        """Compare with what was seen between two moments; return by how many seconds it has jumped ahead, or 0."""
+        if answered_at - asked_at > JUMP_SECONDS:
+            return 0.0
+        least, most = seen - answered_at, seen - asked_at
+        if self._offset is None:
+            self._offset = (least + most) / 2
+        proven = min(max(self._offset, least), most) - self._offset
+        if abs(proven) > JUMP_SECONDS:
+            self._doubted_at = answered_at if self._doubted_at is None else self._doubted_at
+            if answered_at < self._doubted_at + PATIENCE_SECONDS:
+                return (least + most) / 2 - self._offset
+        self._offset += proven
+        self._doubted_at = None
+        return 0.0
+
+
+async def correct(connection: Queries, jump: Jump) -> bool:
+    """Let internal time go on as before a jump; False when another process has corrected it, or holds the row."""
+    corrected: bool | None = await connection.fetchval(CORRECT, jump.correction, jump.by)
+    return corrected is not None
