@@ -12,12 +12,21 @@ from tests.chaos.transitions import FINAL
 CLOCK_SLACK_SECONDS = 0.2
 """How far the database's clock reading and ours may be apart, and how much later A sees a call than its caller."""
 
+LEASE_SECONDS = 5.0
+"""How long after its lease was asked for a call may begin."""
+HELD_UP_SECONDS = 5.0
+
 VIOLATIONS = {
     "lost": "an acknowledged task is not final",
     "doubled": "a task has not exactly one final transition, or one submission made two tasks",
     "unfounded": "a task's final status is not what service A answered for it",
     "overlapping": "service A's calls for one device overlap",
     "attempt called twice": "service A was called twice for the same attempt",
+    "without a lease": "service A was called although the database had not written down that the attempt begins",
+    "leased twice": "an attempt was granted to two leases",
+    "stale lease": "a call began more than 5 s after its lease had been asked for",
+    "after the deadline": "an attempt began after its task's deadline",
+    "held up": "while somebody held some rows locked, no other task ended",
     "late": "a call reached service A after it was given up",
     "called after the end": "service A was called for a task that had ended",
     "repeated": "service A was called again although its answer had reached us",
@@ -64,8 +73,8 @@ class Verdict:
 class Call:
     """One call that A saw.
 
-    `sent`: when its caller began; `limit`: when its caller gave it up; `begin`: when it reached A; `end`: when A let go
-    of the device, or the limit had passed; `code` and `answered`: what A said, and when.
+    `sent`: when its caller began; `limit`: when its caller was to give it up; `begin`: when it reached A; `end`: when
+    A let go of the device, or the limit had passed; `code` and `answered`: what A said, and when.
     """
 
     device: str
@@ -100,6 +109,8 @@ def check(history: Sequence[Event]) -> Verdict:
     found += _check_ends(rows, changes, calls)
     found += _check_overlaps(calls)
     found += _check_attempts(calls, rows, changes)
+    found += _check_leases(events, calls, changes)
+    found += _check_locks(events)
     found += _check_late(calls, _standstills(events))
     if events["run"] and events["run"][0].get("once"):
         found += _check_repeats(calls)
@@ -127,7 +138,7 @@ def _calls(events: dict[str, list[Event]]) -> list[Call]:
             continue
         begin = event["t"]
         # The promise holds as long as A answers within the limit: what outlasts it counts until then.
-        given_up = event["sent"] + limit
+        given_up = event.get("until") or event["sent"] + limit
         end = min([given_up - CLOCK_SLACK_SECONDS, *(time for time in killed if time >= begin)])
         call = Call(event["device"], event["task"], event["attempt"], event["sent"], begin, end, given_up)
         open_calls[event["call"]] = call  # A restarted A numbers anew; those before it have ended.
@@ -224,6 +235,56 @@ def _check_attempts(
                 late = call.begin - change["t"]
                 yield Violation("called after the end", call.begin, call.task, f"attempt {call.attempt}: {late:.3f} s")
                 break
+
+
+def _check_leases(
+    events: dict[str, list[Event]], calls: Sequence[Call], changes: dict[str, list[Event]]
+) -> Iterable[Violation]:
+    """No call begins before the database has written down that it does, and none long after."""
+    asked: dict[str, float] = {}
+    for event in events["asked"]:
+        for lease in event["leases"]:
+            asked.setdefault(lease, event["t"])
+    if not asked:
+        return
+    seconds = events["run"][0].get("deadline", math.inf) if events["run"] else math.inf
+    grants: defaultdict[tuple[str, int], list[Event]] = defaultdict(list)
+    for task, own in changes.items():
+        accepted = own[0]["t"] if own[0]["old_status"] is None else math.inf
+        for change in own:
+            before = change["old_begun"] and (change["old_lease"], change["old_attempt"])
+            if not change["begun"] or before == (change["lease"], change["attempt"]):
+                continue
+            grants[task, change["attempt"]].append(change)
+            if change["begun"] > change["deadline"] or change["t"] > accepted + seconds + CLOCK_SLACK_SECONDS:
+                detail = f"attempt {change['attempt']} begun at {change['begun']}, deadline {change['deadline']}"
+                yield Violation("after the deadline", change["t"], task, detail)
+    for (task, attempt), granted in grants.items():
+        if len(granted) > 1:
+            yield Violation("leased twice", granted[1]["t"], task, f"attempt {attempt}")
+    for call in calls:
+        granted = [g for g in grants.get((call.task, call.attempt), ()) if g["t"] <= call.begin + CLOCK_SLACK_SECONDS]
+        if not granted:
+            yield Violation("without a lease", call.begin, call.task, f"{call.device}: attempt {call.attempt}")
+            continue
+        lease = granted[-1]["lease"]
+        late = call.sent - (asked[lease] if lease in asked else granted[-1]["t"]) - LEASE_SECONDS
+        if late > CLOCK_SLACK_SECONDS:
+            yield Violation("stale lease", call.begin, call.task, f"attempt {call.attempt}: {late:.3f} s too late")
+
+
+def _check_locks(events: dict[str, list[Event]]) -> Iterable[Violation]:
+    """A locked row delays its own device, no other; judged where nothing else was wrong."""
+    ends = [change["t"] for change in events["transition"] if change["old_status"] and change["status"] in FINAL]
+    alone = [window["t"] for window in events["window"] if len(window["nemeses"]) == 1]
+    for locked, unlocked in zip(events["locked"], events["unlocked"], strict=False):
+        last_window = max((window["t"] for window in events["window"] if window["t"] <= locked["t"]), default=0)
+        if last_window not in alone:
+            continue
+        times = [locked["t"], *(t for t in ends if locked["t"] < t < unlocked["t"]), unlocked["t"]]
+        gap = max(after - before for before, after in pairwise(times))
+        if gap > HELD_UP_SECONDS:
+            yield Violation("held up", locked["t"], "", f"for {gap:.1f} s, with {len(locked['tasks'])} rows locked")
 
 
 def _standstills(events: dict[str, list[Event]]) -> list[tuple[float, float]]:

@@ -5,6 +5,7 @@ import random
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,29 @@ async def _kill_follower(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
     await asyncio.to_thread(follower.kill)
     yield
     await asyncio.to_thread(follower.start)
+
+
+def _cut_off(rig: "BrokerCluster", node: RabbitMQ) -> None:
+    """Let a node and the others refuse each other: with another cookie no Erlang node lets it in."""
+    for other in rig.nodes:
+        if other is not node:
+            peer = f"'{other.node}'"
+            node.ctl("eval", f"erlang:set_cookie({peer}, nobodys), erlang:disconnect_node({peer}).")
+
+
+async def _partition(leads: bool, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    """One node of three is cut off from the others, not from its clients: both sides are talked to.
+
+    RabbitMQ by itself goes on on both sides for ever: the smaller one is started again, as its documentation says.
+    """
+    assert isinstance(rig, BrokerCluster)
+    leader = await asyncio.to_thread(rig.leader)
+    node = leader if leads else rng.choice([node for node in rig.nodes if node is not leader])
+    rig.history.write("cut.off", node=node.node, leads=leads)
+    await asyncio.to_thread(_cut_off, rig, node)
+    yield
+    await asyncio.to_thread(node.kill)
+    await asyncio.to_thread(node.start)
 
 
 class DatabaseCluster(Rig):
@@ -181,6 +205,8 @@ CLUSTER_NEMESES = {
     for nemesis in (
         Nemesis("kill the queue leader's node", "broker", asynccontextmanager(_kill_leader), (3, 6)),
         Nemesis("kill a follower's node", "broker", asynccontextmanager(_kill_follower), (3, 6)),
+        Nemesis("cut off the queue leader's node", "broker", asynccontextmanager(partial(_partition, True)), (10, 15)),
+        Nemesis("cut off a follower's node", "broker", asynccontextmanager(partial(_partition, False)), (10, 15)),
         Nemesis("fail over to the standby", "database", asynccontextmanager(_fail_over), (1, 3)),
     )
 }
@@ -188,6 +214,10 @@ SCENARIOS: dict[str, tuple[type[Rig], tuple[str, ...]]] = {
     "broker cluster": (
         BrokerCluster,
         ("kill the queue leader's node", "kill a follower's node", "kill the queue leader's node"),
+    ),
+    "broker partition": (
+        BrokerCluster,
+        ("cut off the queue leader's node", "cut off a follower's node", "cut off the queue leader's node"),
     ),
     "database cluster": (DatabaseCluster, ("fail over to the standby",)),
 }

@@ -9,6 +9,8 @@ from typing import Any, Self
 
 Event = dict[str, Any]
 """`t`: `time.monotonic()` (one clock for all processes of a Linux machine), `w`: Unix time, `kind`, and its fields."""
+VARIABLE = "CHAOS_HISTORY"
+"""The variable that tells a process of ours where to write."""
 
 
 class History:

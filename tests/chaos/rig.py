@@ -20,7 +20,7 @@ from aiormq.abc import AbstractChannel
 
 from tests.chaos import transitions
 from tests.chaos.clock import Clock
-from tests.chaos.history import History
+from tests.chaos.history import VARIABLE, History
 from tests.chaos.network import Network
 from tests.chaos.wire import Wire
 from tests.system.migrate import migrate
@@ -136,7 +136,7 @@ class Rig:
         self.database = PostgreSQL(folder / "postgres", durable=False, environment=environment)
         self.processes: dict[Role, list[Process]] = {}
         self.dead: set[Process] = set()
-        self._shape = shape
+        self.shape = shape
 
     @property
     def amqp_url(self) -> str:
@@ -177,7 +177,7 @@ class Rig:
         for role, module in MODULES.items():
             self.processes[role] = [
                 Process(module, self.folder / "logs", self.environment(role), name=f"{role}_{number + 1}")
-                for number in range(self._shape.replicas)
+                for number in range(self.shape.replicas)
             ]
         for process in self.processes["configurator"]:
             process.module = SENDER  # type: ignore[assignment]
@@ -228,20 +228,21 @@ class Rig:
             "web": {
                 "DATABASE_URL": self.process_database_url("web"),
                 "SERVICE_A_GRACE_SECONDS": GRACE_SECONDS,
-                "TASK_DEADLINE_SECONDS": self._shape.deadline_seconds,
+                "TASK_DEADLINE_SECONDS": self.shape.deadline_seconds,
                 "POOL_SIZE": 5,
             },
             "results": {
                 "DATABASE_URL": self.process_database_url("results"),
-                "MAX_ATTEMPTS": self._shape.max_attempts,
+                "MAX_ATTEMPTS": self.shape.max_attempts,
                 "RETRY_BASE_SECONDS": 0.2,
                 "RETRY_MAX_SECONDS": 2,
                 "POOL_SIZE": 3,
             },
             "configurator": {
+                VARIABLE: self.folder / "leases.jsonl",
                 "RESULTS_URL": ",".join(process.url for process in self.processes.get("results", ())),
                 "SERVICE_A_URL": f"http://{self._a_address()}",
-                "CONCURRENCY": self._shape.concurrency,
+                "CONCURRENCY": self.shape.concurrency,
                 "SHUTDOWN_GRACE_SECONDS": 20,
             },
         }[role]

@@ -77,7 +77,8 @@ async def perform(
     run = Run(seed, rig.folder)
     started = time.monotonic()
     history = rig.history
-    history.write("run", seed=seed, limit=LIMIT_SECONDS, once=once, windows=[asdict(window) for window in windows])
+    limits = {"limit": LIMIT_SECONDS, "deadline": rig.shape.deadline_seconds}
+    history.write("run", seed=seed, once=once, windows=[asdict(window) for window in windows], **limits)
     async with rig, _clients(rig, seed, rate) as workload:
         working = asyncio.create_task(workload.run())
         watching = asyncio.create_task(_watch_backlog(rig, workload))

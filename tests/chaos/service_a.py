@@ -77,6 +77,7 @@ class RecordedA(FakeA):
             task=request.headers["Idempotency-Key"],
             attempt=int(request.headers["X-Attempt"]),
             sent=float(request.headers["X-Sent"]),
+            until=float(request.headers["X-Until"]) if "X-Until" in request.headers else None,
         )
         await request.read()
         work = asyncio.create_task(self._work(request, serial, number, mode))

@@ -15,7 +15,13 @@ def event(kind: str, t: float, **fields: Any) -> Event:
 
 
 def transition(n: int, t: float, task: str, old: str | None, new: str | None, **fields: Any) -> Event:
-    states = {"old_active": None if old is None else True, "active": new == "pending", "old_attempt": 1, "attempt": 1}
+    states: dict[str, Any] = {
+        "old_active": None if old is None else True,
+        "active": new == "pending",
+        "old_attempt": 1,
+        "attempt": 1,
+    }
+    states |= {"old_begun": None, "begun": None, "old_lease": None, "lease": None, "deadline": 1000.0}
     return event("transition", t, n=n, task=task, old_status=old, status=new, **states | fields)
 
 
@@ -27,9 +33,11 @@ def task(name: str, t: float, *, seq: int, device: str = "DEVICE1", status: str 
         event("submitted", t + 0.5, marker=f"m-{name}", device=device, status=200, task=name),
         transition(seq * 10, t + 0.4, name, None, "pending", attempt=0),
         transition(seq * 10 + 1, t + 0.6, name, "pending", "pending", old_attempt=0),
+        event("asked", t + 0.7, leases=[f"lease-{name}"]),
+        transition(seq * 10 + 2, t + 0.8, name, "pending", "pending", begun=t + 0.8, lease=f"lease-{name}"),
         event("a.begin", t + 1, call=seq, device=device, task=name, attempt=1, sent=t + 1),
         event("a.end", t + 2, call=seq, code=code),
-        transition(seq * 10 + 2, t + 2.5, name, "pending", status),
+        transition(seq * 10 + 3, t + 2.5, name, "pending", status),
         event("read", t + 1.6, task=name, began=t + 1.5, status=200, says=204),
         event("read", t + 4.1, task=name, began=t + 4, status=code, says=says),
         event(
@@ -96,7 +104,49 @@ def altered(kind: str, name: str, **fields: Any) -> Made:
     return history
 
 
+def leased(t: float, name: str, **fields: Any) -> Event:
+    return transition(90, t, name, "pending", "pending", **({"begun": t, "lease": "another"} | fields))
+
+
 BROKEN: dict[str, tuple[str, Made]] = {
+    "not leased": (
+        "without a lease",
+        [e for e in clean() if (e["kind"], e.get("task"), e["t"]) != ("transition", "one", 1.8)],
+    ),
+    "leased after the call": (
+        "without a lease",
+        [e | {"t": 2.3} if (e["kind"], e.get("task"), e["t"]) == ("transition", "one", 1.8) else e for e in clean()],
+    ),
+    "leased for another attempt": (
+        "without a lease",
+        [e | {"attempt": 2} if (e["kind"], e.get("begun")) == ("transition", 1.8) else e for e in clean()],
+    ),
+    "two leases": ("leased twice", [*clean(), leased(2.2, "one", old_begun=1.8, old_lease="lease-one")]),
+    "begun twice": ("leased twice", [*clean(), leased(4, "one", old_lease="lease-one", lease="lease-one")]),
+    "a lease asked for long ago": (
+        "stale lease",
+        [
+            e | {"t": 0, "leases": ["lease-three"]} if e.get("leases") == ["lease-three"] else e
+            for e in altered("a.begin", "three", sent=5.3)
+        ],
+    ),
+    "begun after the deadline": (
+        "after the deadline",
+        [e | {"deadline": 1.7} if e.get("begun") == 1.8 else e for e in clean()],
+    ),
+    "begun too long after acceptance": (
+        "after the deadline",
+        [e | {"deadline": 0.1} if e["kind"] == "run" else e for e in clean()],
+    ),
+    "all stand still for a locked row": (
+        "held up",
+        [
+            *clean(),
+            event("window", 10, nemeses=["locked rows"]),
+            event("locked", 11, tasks=["x"]),
+            event("unlocked", 17, tasks=["x"]),
+        ],
+    ),
     "no row": ("lost", without("row", "one")),
     "never final": (
         "lost",
@@ -195,6 +245,17 @@ def test_each_kind_of_violation_has_its_history() -> None:
     assert {kind for kind, _ in BROKEN.values()} | {"repeated"} == set(VIOLATIONS)
 
 
+def test_asked_again_the_same_lease_is_granted_again() -> None:
+    same = leased(2.2, "one", old_begun=1.8, old_lease="lease-one", lease="lease-one", active=False)
+    assert kinds([*clean(), same]) == set()
+
+
+def test_a_locked_row_is_not_blamed_for_what_else_stands_still() -> None:
+    _, history = BROKEN["all stand still for a locked row"]
+    both = ["locked rows", "kill results"]
+    assert kinds([e | {"nemeses": both} if e["kind"] == "window" else e for e in history]) == set()
+
+
 def test_a_lost_answer_is_not_a_lost_task() -> None:
     history = altered("submitted", "one", status=None, task=None)
     history = [e for e in history if e["kind"] != "read" or e["task"] != "one"]
@@ -250,6 +311,7 @@ def test_a_killed_service_a_works_on_nothing() -> None:
 
 def test_repeated_calls_are_a_violation_only_where_no_fault_excuses_them() -> None:
     again = [
+        leased(3.05, "one", attempt=2),
         event("a.begin", 3.1, call=60, device="DEVICE1", task="one", attempt=2, sent=3.1),
         event("a.end", 3.2, call=60, code=200),
     ]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -136,8 +137,15 @@ def _transitions(changes: list[dict[str, Any]]) -> Iterator[Event]:
             "active": new and new.get("active", False),
             "old_attempt": old and old.get("attempt"),
             "attempt": new and new.get("attempt"),
+            "old_begun": _seconds(old, "begun_at"),
+            "begun": _seconds(new, "begun_at"),
+            "deadline": _seconds(new, "deadline_at"),
+            "old_lease": old and old.get("lease"),
             "lease": new and new.get("lease"),
-            "old_begun": old and old.get("begun_at"),
-            "begun": new and new.get("begun_at"),
-            "deadline": new and new.get("deadline_at"),
         }
+
+
+def _seconds(row: dict[str, Any] | None, column: str) -> float | None:
+    """A time of the database's clock."""
+    text = row and row.get(column)
+    return datetime.fromisoformat(text).timestamp() if text else None
