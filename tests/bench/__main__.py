@@ -12,7 +12,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import accept, floor, growth, idle, locked, paired, path, plans, scale, scrapers, slots, status
+from tests.bench import (
+    accept,
+    backlog,
+    floor,
+    growth,
+    idle,
+    locked,
+    paired,
+    path,
+    plans,
+    scale,
+    scrapers,
+    slots,
+    status,
+    wide,
+)
 from tests.bench.report import Report
 from tests.bench.stage import QUICK, Sizes, Stage
 from tests.system.spawning import LOCAL
@@ -22,6 +37,8 @@ IN_ROUNDS = {"floor": floor.measure, "accept": accept.measure, "status": status.
 REPEATING = {
     "idle": idle.measure,
     "slots": slots.measure,
+    "wide": wide.measure,
+    "backlog": backlog.measure,
     "growth": growth.measure,
     "plans": plans.measure,
     "locked": locked.measure,

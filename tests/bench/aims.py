@@ -81,6 +81,15 @@ def down_ratio(connections: int, at_least: float | None = None) -> Ratio:
     )
 
 
+def backlog_ratios(due: int) -> tuple[Ratio, Ratio]:
+    """What lies in the queue while so many tasks are due, and how busy the slots are."""
+    name = f"backlog.{due}"
+    return (
+        Ratio(f"{due:,} due, most messages in the queue", lambda f: f[f"{name}.ready, most"], at_most=5000),
+        Ratio(f"{due:,} due, slots' occupancy", lambda f: f[f"{name}.occupancy"], at_least=0.97),
+    )
+
+
 def plans_ratio(figures: Figures) -> float:
     """The slowest path as a share of the fastest, each under statistics of another state of the table."""
     rates = [figures[f"plans.{state}.rate"] for state in ("empty", "all pending", "all finished")]
@@ -109,6 +118,12 @@ AIMS = (
     Ratio("slots, occupancy", lambda f: f["slots.occupancy"], at_least=0.97),
     Ratio("slots, memory of one", lambda f: f["slots.kib"], at_most=40, unit="KiB"),
     Ratio("slots, added latency, p99", lambda f: f["slots.added p99"], at_most=1, unit="s"),
+    Ratio(
+        "configurator, a task's cost with ten times the slots",
+        lambda f: f["wide.many.configurator"] / f["wide.few.configurator"],
+        at_most=1.15,
+    ),
+    *(aim for due in (10_000, 100_000) for aim in backlog_ratios(due)),
     *(
         growth_ratio(state, rate)
         for state in ("pending", "finished", "one device")

@@ -15,6 +15,7 @@ import uvloop
 from yarl import URL
 
 from messaging.topology import dead_letter_queue
+from tests.queues import count_ready
 from tests.system.migrate import migrate
 from tests.system.postgres import PostgreSQL
 from tests.system.processes import Module, Process
@@ -43,6 +44,8 @@ class Sizes:
     slots: int = 10_000
     delay_seconds: float = 60.0
     steady_seconds: float = 40.0
+    backlogs: tuple[int, ...] = (10_000, 100_000)
+    backlog_slots: int = 1000
     pending: int = 1_000_000
     finished: int = 10_000_000
     asked: int = 5000
@@ -63,6 +66,8 @@ QUICK = Sizes(
     slots=200,
     delay_seconds=2.0,
     steady_seconds=2.0,
+    backlogs=(2000, 4000),
+    backlog_slots=100,
     pending=20_000,
     finished=100_000,
     asked=500,
@@ -115,6 +120,18 @@ class Room:
     def sql(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         """Run a statement in the room's database."""
         return execute(self.database_url, statement, *arguments)
+
+    def ready_messages(self) -> int:
+        """How many messages of tasks no configurator has taken yet."""
+
+        async def ask() -> int:
+            connection = await aiormq.connect(self.amqp_url)
+            channel = await connection.channel()
+            count = await count_ready(channel, self.queues[0])
+            await connection.close()
+            return count
+
+        return uvloop.run(ask())
 
     def purge(self) -> None:
         """Empty the queues."""
