@@ -41,6 +41,20 @@ CREATE TABLE public.schema_migrations (
 
 
 --
+-- Name: service_a; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.service_a (
+    one boolean DEFAULT true NOT NULL,
+    answers bigint DEFAULT 0 NOT NULL,
+    silent_ends integer DEFAULT 0 NOT NULL,
+    let_through_at timestamp with time zone,
+    CONSTRAINT service_a_one_check CHECK (one)
+)
+WITH (fillfactor='10');
+
+
+--
 -- Name: task; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -62,9 +76,18 @@ CREATE TABLE public.task (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     dispatched_at timestamp with time zone,
     finished_at timestamp with time zone,
+    begun_at timestamp with time zone,
+    lease uuid,
+    overdue_at timestamp with time zone,
+    answers_before bigint DEFAULT 0 NOT NULL,
+    chances smallint,
+    losts smallint DEFAULT 0 NOT NULL,
     CONSTRAINT task_active_is_due_or_dispatched CHECK (((NOT active) OR (due_at IS NOT NULL) OR (attempt > 0))),
     CONSTRAINT task_active_is_pending CHECK (((status = 'pending'::text) OR (NOT active))),
     CONSTRAINT task_attempt CHECK (((attempt >= 0) AND ((attempt = 0) = (dispatched_at IS NULL)))),
+    CONSTRAINT task_begun CHECK (((begun_at IS NULL) OR (active AND (due_at IS NULL) AND (lease IS NOT NULL)))),
+    CONSTRAINT task_begun_is_overdue_once CHECK (((begun_at IS NULL) = (overdue_at IS NULL))),
+    CONSTRAINT task_chances CHECK (((chances IS NULL) OR ((chances >= 0) AND (due_at IS NOT NULL)))),
     CONSTRAINT task_code CHECK (
 CASE status
     WHEN 'pending'::text THEN (code IS NULL)
@@ -78,6 +101,8 @@ CASE status
     WHEN 'pending'::text THEN 2
     ELSE 0
 END)),
+    CONSTRAINT task_lease CHECK (((lease IS NULL) OR (attempt > 0))),
+    CONSTRAINT task_losts CHECK (((losts >= 0) AND (losts <= attempt))),
     CONSTRAINT task_status CHECK ((status = ANY (ARRAY['pending'::text, 'success'::text, 'error'::text]))),
     CONSTRAINT task_times CHECK (((time_limit_seconds >= (timeout_seconds)::double precision) AND (timeout_seconds > 0))),
     CONSTRAINT task_unknowns CHECK (((unknowns >= 0) AND (unknowns <= attempt))),
@@ -128,6 +153,14 @@ ALTER TABLE ONLY public.schema_migrations
 
 
 --
+-- Name: service_a service_a_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.service_a
+    ADD CONSTRAINT service_a_pkey PRIMARY KEY (one);
+
+
+--
 -- Name: task_clock task_clock_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -151,6 +184,13 @@ CREATE UNIQUE INDEX task_active ON public.task USING btree (equipment_id) WHERE 
 
 
 --
+-- Name: task_chances; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX task_chances ON public.task USING btree (due_at) WHERE (chances = 0);
+
+
+--
 -- Name: task_deadline; Type: INDEX; Schema: public; Owner: -
 --
 
@@ -161,7 +201,7 @@ CREATE INDEX task_deadline ON public.task USING btree (deadline_at) WHERE ((stat
 -- Name: task_dispatched; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX task_dispatched ON public.task USING btree (dispatched_at) WHERE (active AND (due_at IS NULL));
+CREATE INDEX task_dispatched ON public.task USING btree (dispatched_at) WHERE (active AND (due_at IS NULL) AND (begun_at IS NULL));
 
 
 --
@@ -169,6 +209,13 @@ CREATE INDEX task_dispatched ON public.task USING btree (dispatched_at) WHERE (a
 --
 
 CREATE INDEX task_due ON public.task USING btree (due_at) WHERE (due_at IS NOT NULL);
+
+
+--
+-- Name: task_overdue; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX task_overdue ON public.task USING btree (overdue_at) WHERE (begun_at IS NOT NULL);
 
 
 --
@@ -191,4 +238,5 @@ CREATE INDEX task_waiting ON public.task USING btree (equipment_id, seq) WHERE (
 
 INSERT INTO public.schema_migrations (version) VALUES
     ('20261123000000'),
+    ('20261125110000'),
     ('20261125120000');

@@ -10,6 +10,7 @@ LEADING = Gauge("maintenance_leading", "1 in the process that does the maintenan
 ROUND_AGE = Gauge("maintenance_round_age_seconds", "How long ago this process last did it, or asked for its turn")
 CLOCK_JUMPS = Counter("clock_jumps", "Corrections of internal time, because the database's clock had jumped")
 STRANDED = Counter("tasks_stranded", "Waiting tasks found with nothing in front of them")
+LEASES = Counter("leases", "Calls of service A that were asked for, by the answer", ["answer"])
 OUTCOMES = Counter("outcomes", "Outcomes written down, by kind; `ignored` were late, repeated or unknown", ["kind"])
 FINISHED = Counter("tasks_finished", "Tasks that got their final status", ["code"])
 TASK_SECONDS = Histogram(

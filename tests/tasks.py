@@ -5,23 +5,23 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 from uuid_utils.compat import uuid7
 
 from service_b.database import Connection, Queries
-from service_b.tasks import claims, expiry, inserts, outcomes, promotion
+from service_b.tasks import claims, expiry, inserts, leases, outcomes, promotion
 from service_b.tasks.claims import Dispatch
 from service_b.tasks.inserts import NewTask
 from service_b.tasks.outcomes import Change
-from service_b.tasks.states import DISPATCHED, DUE, FINISHED, WAITING
+from service_b.tasks.states import DISPATCHED, DUE, FINISHED, RUNNING, WAITING
 
 A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 
 STATE = f"""
     CASE WHEN {FINISHED} THEN status WHEN {WAITING} THEN 'waiting' WHEN {DUE} THEN 'due'
-         WHEN {DISPATCHED} THEN 'dispatched' END
+         WHEN {DISPATCHED} THEN 'dispatched' WHEN {RUNNING} THEN 'running' END
 """
 
 
@@ -41,6 +41,13 @@ async def accept(
     new = [new_task(equipment_id, timeout_seconds=timeout_seconds) for equipment_id in equipment_ids]
     await inserts.insert(pool, new, grace_seconds=grace_seconds, deadline_seconds=deadline_seconds)
     return [task.id for task in new]
+
+
+async def begin(pool: Queries, *dispatches: Dispatch) -> list[UUID]:
+    """Begin the calls of attempts; return their leases."""
+    asked = [(dispatch.id, dispatch.attempt, uuid4()) for dispatch in dispatches]
+    assert await leases.grant(pool, asked) == ["granted"] * len(asked)
+    return [lease for _, _, lease in asked]
 
 
 def finish(dispatch: Dispatch, code: int = 200) -> Change:
@@ -75,15 +82,17 @@ async def apply(pool: Queries, *changes: Change, max_attempts: int = 3) -> dict[
 
 async def one_of_each(pool: Queries) -> dict[str, Dispatch]:
     """Bring a task into each state, by the way that tasks go; by the name of the state, with its latest attempt."""
-    ids = await accept(pool, A, A, B, C, "DEVICE0D")
-    dispatched, waiting, due, success, error = ids
+    ids = await accept(pool, A, A, B, C, "DEVICE0D", "DEVICE0E")
+    dispatched, waiting, due, success, error, running = ids
     claimed = await claimed_by_id(pool)
     await apply(pool, give_back(claimed[due]), finish(claimed[success]), finish(claimed[error], 404))
+    await begin(pool, claimed[running])
     never = Dispatch(waiting, 0, A, 1, 1, "{}")
     return {
         "waiting": never,
         "due": claimed[due],
         "dispatched": claimed[dispatched],
+        "running": claimed[running],
         "success": claimed[success],
         "error": claimed[error],
     }

@@ -1,4 +1,4 @@
-"""The results process: outcomes to the database, health and metrics to its watchers."""
+"""The results process: leases to the configurators, outcomes to the database, health and metrics to its watchers."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -11,6 +11,7 @@ from messaging.session import Session
 from runtime.background import running
 from runtime.health import add_health_routes
 from service_b.database import create_pool
+from service_b.results.leases import Leases
 from service_b.results.recorder import PAUSE_SECONDS, Recorder
 from service_b.results.settings import Settings
 from service_b.tasks import readiness
@@ -22,6 +23,7 @@ STOP_SECONDS = 30.0
 SETTINGS = web.AppKey("SETTINGS", Settings)
 SESSION = web.AppKey("SESSION", Session)
 POOL = web.AppKey("POOL", asyncpg.Pool)
+LEASES = web.AppKey("LEASES", Leases)
 
 
 def create_app(
@@ -38,7 +40,11 @@ def create_app(
     async def broker() -> str | None:
         return app[SESSION].unready
 
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return await app[LEASES].answer(request)
+
     add_health_routes(app, storage, broker)
+    app.router.add_post("/leases", answer)
     return app
 
 
@@ -48,9 +54,11 @@ async def _recorder(app: web.Application, *, pause_seconds: float, stop_seconds:
     async with create_pool(settings) as pool, Session(settings, "service_b.results") as session:
         app[SESSION] = session
         app[POOL] = pool
+        leases = app[LEASES] = Leases(pool)
         if missing := await readiness.unready(pool):
             log.warning("results.not_ready", missing=missing)  # Nobody may ask before the first outcome comes.
         recorder = Recorder(session, pool, settings, pause_seconds=pause_seconds)
         async with running({"recorder": recorder}, stop_seconds=stop_seconds):
             yield
+        await leases.close()
         pool.terminate()

@@ -16,11 +16,12 @@ A task is in exactly one state, which its row tells (the conditions are in `stat
 - *waiting*: another task of its device comes first.
 - *due*: its next attempt may be dispatched at `due_at`. That may lie in the future: the device must be left alone, or
   it is polite to wait.
-- *dispatched*: an attempt is on its way (published, being called, or its outcome is in a queue).
+- *dispatched*: an attempt is on its way, and nobody has begun its call.
+- *running*: its call has begun, under a lease; its outcome is awaited.
 - *success*, *error*: finished, for good. `code` is what a client is told.
 
-*Active* means due or dispatched: the one task that may configure its device now. A unique index over the devices of
-active tasks makes "one at a time" a fact of the schema. The other indexes serve one state each.
+*Active* means due, dispatched or running: the one task that may configure its device now. A unique index over the
+devices of active tasks makes "one at a time" a fact of the schema. The other indexes serve one state each.
 
 The transitions
 ===============
@@ -32,8 +33,9 @@ The transitions
 | waiting | due | whoever freed the device, or stored the task | `promotion` | it is the oldest; nothing is active |
 | due | dispatched, attempt + 1 | the relay | `claims` | `due_at` has come, the deadline has not; row lock |
 | dispatched | due | the relay, for what the broker refused | `claims` | still this very attempt, still dispatched |
-| dispatched | due | results, on an outcome that is not final | `outcomes` | still this very attempt, still dispatched |
-| dispatched, due | success, error | results, on a final outcome | `outcomes` | this very attempt, not finished |
+| dispatched, due | running | results, asked for a lease | `leases` | this very attempt, without a lease; row lock |
+| dispatched, running | due | results, on an outcome that is not final | `outcomes` | this very attempt, not due yet |
+| dispatched, running, due | success, error | results, on a final one | `outcomes` | this very attempt, not finished |
 | waiting, due | error | the reconciler | `expiry` | its deadline has passed, and service A is not at it |
 
 A final outcome counts though its task is due again: the attempt was given up for lost, and its answer came after all.

@@ -15,7 +15,7 @@ WITH due AS MATERIALIZED (
       AND due_at <= {NOW} AND deadline_at > {NOW}
     ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 )
-UPDATE task SET due_at = NULL, dispatched_at = {NOW}, attempt = attempt + 1
+UPDATE task SET due_at = NULL, dispatched_at = {NOW}, attempt = attempt + 1, lease = NULL
 WHERE id = ANY(ARRAY(SELECT id FROM due))
 RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters,
     (SELECT max(due_at) FROM due) AS reached

@@ -32,6 +32,8 @@ WITH change AS MATERIALIZED (
         -- Not before the device is free; else politely late, but not too late for another attempt.
         due_at = CASE WHEN locked.code IS NULL
             THEN greatest({NOW} + locked.hold, least({NOW} + locked.backoff, deadline_at)) END,
+        begun_at = NULL,
+        overdue_at = NULL,
         unknowns = unknowns + locked.unknown::integer,
         -- All attempts are used up: it ends as soon as the device is free.
         deadline_at = CASE WHEN locked.unknown AND unknowns + 1 >= $8

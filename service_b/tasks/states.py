@@ -4,13 +4,14 @@ The package's docstring says what they mean. The indexes of db/migrations are ma
 """
 
 NOW = "(SELECT now() + correction FROM task_clock)"
-"""Internal time, in SQL: what `due_at`, `deadline_at` and `dispatched_at` are set by and compared with. See `clock`.
+"""Internal time, in SQL: what `due_at`, `deadline_at`, `dispatched_at`, `begun_at` and `overdue_at` are set by and
+compared with. See `clock`.
 
 What people are told (`created_at`, `finished_at`) is the database's plain clock.
 """
 
 PENDING = "status = 'pending'"
-"""Not finished: in one of the three states that follow."""
+"""Not finished: in one of the four states that follow."""
 
 WAITING = f"{PENDING} AND NOT active"
 """Another task of its device comes first."""
@@ -18,13 +19,16 @@ WAITING = f"{PENDING} AND NOT active"
 DUE = "due_at IS NOT NULL"
 """Its next attempt may be dispatched at `due_at`, which may lie in the future."""
 
-DISPATCHED = "active AND due_at IS NULL"
-"""An attempt is on its way, and its outcome is awaited."""
+DISPATCHED = "active AND due_at IS NULL AND begun_at IS NULL"
+"""An attempt is on its way, and nobody has begun its call."""
+
+RUNNING = "begun_at IS NOT NULL"
+"""A call of service A is under way, under `lease`; its outcome is awaited until `overdue_at`."""
 
 FINISHED = "status <> 'pending'"
 """Has its final status, for good."""
 
-AT_HOME = f"{PENDING} AND ({DISPATCHED}) IS FALSE"
+AT_HOME = f"{PENDING} AND (active AND due_at IS NULL) IS FALSE"
 """Waiting or due: service A has nothing to do with it, unless `due_at` lies in the future and holds the device.
 
 So written, PostgreSQL does not see that whatever waits is at home, and does not look for it in this one's index, too.

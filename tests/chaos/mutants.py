@@ -195,7 +195,7 @@ MUTANTS = (
     Mutant(
         "dispatched tasks expire",
         "service_b/tasks/states.py",
-        [('AT_HOME = f"{PENDING} AND ({DISPATCHED}) IS FALSE"', "AT_HOME = PENDING")],
+        [('AT_HOME = f"{PENDING} AND (active AND due_at IS NULL) IS FALSE"', "AT_HOME = PENDING")],
         HASTY,
         frozenset({"overlapping"}),
     ),

@@ -29,6 +29,7 @@ BASE: dict[str, Any] = {
 WAITING = BASE | {"active": False}
 DUE = BASE | {"due_at": NOW}
 DISPATCHED = BASE | {"attempt": 1, "dispatched_at": NOW}
+RUNNING = DISPATCHED | {"begun_at": NOW, "overdue_at": NOW, "lease": str(UUID(int=1))}
 SUCCESS = DISPATCHED | {"active": False, "status": "success", "code": 200, "finished_at": NOW}
 ERROR = SUCCESS | {"status": "error", "code": 500, "reason": "deadline passed"}
 
@@ -37,6 +38,9 @@ STATES = {
     "due": DUE,
     "due again": DUE | {"attempt": 1, "dispatched_at": NOW, "unknowns": 1},
     "dispatched": DISPATCHED,
+    "running": RUNNING,
+    "due, and not judged yet": DUE | {"attempt": 1, "dispatched_at": NOW, "lease": str(UUID(int=1)), "chances": 0},
+    "lost": DUE | {"attempt": 5, "dispatched_at": NOW, "losts": 5},
     "success": SUCCESS,
     "error": ERROR,
     "not found": ERROR | {"code": 404},
@@ -70,6 +74,15 @@ REFUSED = {
     "a limit below A's own": (DUE | {"time_limit_seconds": 13.9}, "task_times"),
     "no time at all": (DUE | {"timeout_seconds": 0}, "task_times"),
     "more unknown attempts than attempts": (DISPATCHED | {"unknowns": 2}, "task_unknowns"),
+    "running without a lease": (RUNNING | {"lease": None}, "task_begun"),
+    "running and due": (RUNNING | {"due_at": NOW}, "task_begun"),
+    "finished and running": (RUNNING | {"active": False}, "task_"),
+    "running for ever": (RUNNING | {"overdue_at": None}, "task_begun_is_overdue_once"),
+    "overdue though not running": (DISPATCHED | {"overdue_at": NOW}, "task_begun_is_overdue_once"),
+    "a lease without an attempt": (DUE | {"lease": str(UUID(int=1))}, "task_lease"),
+    "chances though not due": (DISPATCHED | {"chances": 1}, "task_chances"),
+    "chances below none": (DUE | {"chances": -1}, "task_chances"),
+    "more lost calls than attempts": (DISPATCHED | {"losts": 2}, "task_losts"),
     "unknown attempts below none": (DISPATCHED | {"unknowns": -1}, "task_unknowns"),
 }
 
@@ -221,3 +234,48 @@ async def test_an_id_is_given_once(table: asyncpg.Connection) -> None:
     await store(table, DUE)
     with pytest.raises(asyncpg.UniqueViolationError, match="task_pkey"):
         await store(table, SUCCESS | {"equipment_id": "DEVICE02"})
+
+
+def halves(name: str) -> list[str]:
+    """The way up and the way down of a migration."""
+    [migration] = [path for path in MIGRATIONS if path.stem.endswith(f"_{name}")]
+    return migration.read_text().split("-- migrate:down")
+
+
+async def test_calls_that_may_be_under_way_when_leases_come_are_given_their_time(empty_url: str) -> None:
+    dbmate(empty_url, "create")
+    connection = await asyncpg.connect(empty_url)
+    for migration in MIGRATIONS:
+        if migration.stem.endswith("_leases"):
+            break
+        await connection.execute(migration.read_text().split("-- migrate:down")[0])
+    for number, state in enumerate((WAITING, DUE, DISPATCHED), 1):
+        await store(connection, state | {"id": str(UUID(int=number)), "equipment_id": f"DEVICE{number}"})
+    up, down = halves("leases")
+    await connection.execute(up)
+    held = "SELECT id, extract(epoch FROM due_at - now()) AS seconds FROM task WHERE due_at > now()"
+    [dispatched] = await connection.fetch(held)
+    assert dispatched["id"] == UUID(int=3)
+    assert 89 < dispatched["seconds"] <= 89 + 10
+    await connection.execute(
+        """
+        UPDATE task SET due_at = NULL, begun_at = now(), overdue_at = now(), lease = id WHERE id = $1
+        """,
+        UUID(int=3),
+    )
+    await connection.execute(
+        """
+        UPDATE task SET attempt = 1, dispatched_at = now(), chances = 0, due_at = now() - interval '1 day' WHERE id = $1
+        """,
+        UUID(int=2),
+    )
+    await connection.execute(down)
+    rows = await connection.fetch(
+        "SELECT active, due_at, unknowns, deadline_at = due_at AS drawn FROM task ORDER BY id"
+    )
+    assert [(row["active"], row["due_at"] is not None, row["unknowns"], row["drawn"]) for row in rows] == [
+        (False, False, 0, None),
+        (True, True, 1, False),
+        (True, False, 0, None),
+    ]
+    await connection.close()

@@ -18,6 +18,7 @@ CODES = {
     OutcomeKind.REJECTED: 500,
     OutcomeKind.UNAVAILABLE: None,
     OutcomeKind.UNKNOWN: None,
+    OutcomeKind.LOST: None,
     OutcomeKind.INTERRUPTED: None,
     OutcomeKind.NOT_STARTED: None,
 }

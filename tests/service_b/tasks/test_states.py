@@ -2,29 +2,31 @@
 
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from service_b.tasks import claims
+from service_b.tasks import claims, leases
 from service_b.tasks.claims import Dispatch
-from service_b.tasks.states import AT_HOME, DISPATCHED, DUE, FINISHED, PENDING, WAITING
+from service_b.tasks.states import AT_HOME, DISPATCHED, DUE, FINISHED, PENDING, RUNNING, WAITING
 from tests.tasks import apply, expire, finish, give_back, let_time_pass, one_of_each, promote_stranded, states
 
-STATES = ["waiting", "due", "dispatched", "success", "error"]
+STATES = ["waiting", "due", "dispatched", "running", "success", "error"]
 
 
 async def test_each_condition_holds_for_the_states_that_it_names(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
     named = {dispatch.id: state for state, dispatch in (await one_of_each(pool)).items()}
     assert await states(sql, list(named)) == list(named.values()) == STATES
     for condition, expected in {
-        PENDING: {"waiting", "due", "dispatched"},
+        PENDING: {"waiting", "due", "dispatched", "running"},
         WAITING: {"waiting"},
         DUE: {"due"},
         DISPATCHED: {"dispatched"},
+        RUNNING: {"running"},
         FINISHED: {"success", "error"},
         AT_HOME: {"waiting", "due"},
-        "active": {"due", "dispatched"},
+        "active": {"due", "dispatched", "running"},
     }.items():
         assert {named[row["id"]] for row in await sql.fetch(f"SELECT id FROM task WHERE {condition}")} == expected
 
@@ -35,6 +37,10 @@ async def claim(pool: asyncpg.Pool, _: Dispatch) -> object:
 
 async def take_back(pool: asyncpg.Pool, dispatch: Dispatch) -> object:
     return await claims.make_due_again(pool, [(dispatch.id, dispatch.attempt)])
+
+
+async def begin(pool: asyncpg.Pool, dispatch: Dispatch) -> object:
+    return await leases.grant(pool, [(dispatch.id, dispatch.attempt, uuid4())])
 
 
 async def end(pool: asyncpg.Pool, dispatch: Dispatch) -> object:
@@ -62,9 +68,10 @@ async def look_for_stranded(pool: asyncpg.Pool, _: Dispatch) -> object:
 TRANSITIONS: dict[Callable[[asyncpg.Pool, Dispatch], Awaitable[Any]], dict[str, str]] = {
     claim: {"due": "dispatched"},
     take_back: {"dispatched": "due"},
-    end: {"dispatched": "success", "due": "success"},
+    begin: {"dispatched": "running", "due": "running"},
+    end: {"dispatched": "success", "running": "success", "due": "success"},
     end_an_earlier_attempt: {},
-    try_again: {"dispatched": "due"},
+    try_again: {"dispatched": "due", "running": "due"},
     meet_the_deadline: {"waiting": "error", "due": "error"},
     look_for_stranded: {},
 }
