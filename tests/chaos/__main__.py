@@ -124,7 +124,7 @@ def main() -> int:
         command.add_argument("--replicas", type=int, default=2)
         command.add_argument("--concurrency", type=int, default=150)
         command.add_argument("--deadline", type=int, default=86400)
-        command.add_argument("--report", type=Path, default=LOCAL / "chaos.json")
+        command.add_argument("--report", type=Path, default=LOCAL / "chaos.json", help="as JSON, or, *.md, to be read")
     given = parser.parse_args()
     if given.command == "mutants":
         return 0 if mutants.run_all(given.names, console, not given.no_control) else 1

@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 from typing_extensions import override
 
+from tests.chaos.clock import HOUR_SECONDS, Clock
 from tests.chaos.nemeses import Nemesis
 from tests.chaos.rig import HEARTBEAT_SECONDS, TO_CONFIGURE, Rig, Role, until
 from tests.system.postgres import HERE, PostgreSQL
@@ -107,6 +108,9 @@ async def _partition(leads: bool, rig: Rig, rng: random.Random) -> AsyncIterator
     node = leader if leads else rng.choice([node for node in rig.nodes if node is not leader])
     rig.history.write("cut.off", node=node.node, leads=leads)
     await asyncio.to_thread(_cut_off, rig, node)
+    for each in rig.nodes:
+        seen = await asyncio.to_thread(each.ctl, "eval", "length(nodes()).")
+        rig.history.write("sees", node=each.node, others=int(seen))
     yield
     await asyncio.to_thread(node.kill)
     await asyncio.to_thread(node.start)
@@ -118,7 +122,10 @@ class DatabaseCluster(Rig):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.primary = self.database
-        self.standby = Standby(self.folder / "standby", self.primary)
+        # Whoever takes over may have another idea of the time.
+        self._standbys_clock = Clock()
+        self._standbys_clock.set(random.choice((-HOUR_SECONDS, HOUR_SECONDS)))
+        self.standby = Standby(self.folder / "standby", self.primary, self._standbys_clock)
         self.failed_over = False
 
     @override
@@ -153,6 +160,7 @@ class DatabaseCluster(Rig):
         self.broker.stop()
         self.standby.stop()
         self.standby.remove()
+        self._standbys_clock.remove()
         self.primary.stop()
         self.primary.remove()
 
@@ -160,8 +168,8 @@ class DatabaseCluster(Rig):
 class Standby(PostgreSQL):
     """A physical copy that follows its primary until it is promoted."""
 
-    def __init__(self, folder: Path, primary: PostgreSQL) -> None:
-        super().__init__(folder, durable=False)
+    def __init__(self, folder: Path, primary: PostgreSQL, clock: Clock) -> None:
+        super().__init__(folder, durable=False, environment=clock.environment)
         self._primary = primary
 
     @override

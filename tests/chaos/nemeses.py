@@ -282,42 +282,42 @@ _add("clock an hour ahead", "database", partial(stepped, 1), (5, 15), (CLOCK,))
 # The network.
 
 
-async def _cut(link: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+async def _cut(name: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
     for _ in range(rng.choice((1, 1, 4))):
         await asyncio.sleep(rng.uniform(0, 0.7))
-        rig.network.proxy(link).cut()
+        rig.network.link(name).cut()
     yield
 
 
-async def _black_hole(link: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
-    proxy = rig.network.proxy(link)
-    proxy.blackhole(True)
+async def _black_hole(name: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    link = rig.network.link(name)
+    link.blackhole(True)
     yield
     # What hung in the line arrives late or never.
     if rng.random() < 0.5:
-        proxy.cut()
-    proxy.blackhole(False)
+        link.cut()
+    link.blackhole(False)
 
 
-async def _delay(link: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
-    proxy = rig.network.proxy(link)
-    proxy.delay(rng.uniform(0.05, 0.5))
+async def _delay(name: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    link = rig.network.link(name)
+    link.delay(rng.uniform(0.05, 0.5))
     yield
-    proxy.delay(0)
+    link.delay(0)
 
 
-async def _slow(link: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
-    proxy = rig.network.proxy(link)
-    proxy.throttle(rng.uniform(2000, 8000))
+async def _slow(name: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    link = rig.network.link(name)
+    link.throttle(rng.uniform(2000, 8000))
     yield
-    proxy.throttle()
+    link.throttle()
 
 
-async def _cut_after_commit(link: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
-    proxy = rig.network.proxy(link)
-    proxy.chance = rng.uniform(0.05, 0.4)
+async def _cut_after_commit(name: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    link = rig.network.link(name)
+    link.cut_after_commit(rng.uniform(0.05, 0.4))
     yield
-    proxy.chance = 0
+    link.cut_after_commit(0)
 
 
 for _link in LINKS:

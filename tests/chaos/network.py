@@ -1,8 +1,9 @@
 """The bad network: one proxy per link that a run's nemeses want to spoil; the other links stay direct."""
 
 import asyncio
+import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from typing_extensions import override
 
@@ -15,6 +16,7 @@ LINKS = (
     "results-broker",
     "configurator-broker",
     "configurator-a",
+    "configurator-results",
 )
 SYNC = b"S\x00\x00\x00\x04"
 """PostgreSQL's Sync message: what a driver sends behind each Execute, and what commits a single statement."""
@@ -49,41 +51,73 @@ class CommitCutter(Proxy):
                 raise ConnectionAbortedError
 
 
+class Link:
+    """What stands between processes of ours and what they talk to, a proxy per server."""
+
+    def __init__(self, proxies: Sequence[CommitCutter]) -> None:
+        self.proxies = proxies
+
+    def cut(self) -> None:
+        """Break every connection."""
+        for proxy in self.proxies:
+            proxy.cut()
+
+    def blackhole(self, on: bool) -> None:
+        """Let nothing through, or go on."""
+        for proxy in self.proxies:
+            proxy.blackhole(on)
+
+    def delay(self, seconds: float) -> None:
+        """Let everything arrive later."""
+        for proxy in self.proxies:
+            proxy.delay(seconds)
+
+    def throttle(self, bytes_per_second: float = math.inf) -> None:
+        """Let only so much through."""
+        for proxy in self.proxies:
+            proxy.throttle(bytes_per_second)
+
+    def cut_after_commit(self, chance: float) -> None:
+        """Cut some connections right after a commit was sent."""
+        for proxy in self.proxies:
+            proxy.chance = chance
+
+
 class Network:
     """The links between our processes and what they talk to."""
 
     def __init__(self, spoiled: Iterable[str]) -> None:
         self._spoiled = frozenset(spoiled)
-        self._proxies: dict[str, CommitCutter] = {}
+        self._links: dict[str, Link] = {}
 
-    async def open(self, amqp_port: int, database_port: int, a: tuple[str, int]) -> None:
-        """Put a proxy on each link that is going to be spoiled."""
-        targets = {"broker": ("127.0.0.1", amqp_port), "database": ("127.0.0.1", database_port), "a": a}
-        for link in sorted(self._spoiled):
-            proxy = CommitCutter(*targets[link.rpartition("-")[2]])
-            await proxy.start()
-            self._proxies[link] = proxy
+    def addresses(self, link: str, *servers: tuple[str, int]) -> list[str]:
+        """Where a process connects for this link: to the servers, or to a proxy before each if it is to be spoiled."""
+        if link in self._spoiled and link not in self._links:
+            self._links[link] = Link([CommitCutter(host, port) for host, port in servers])
+        if made := self._links.get(link):
+            return [f"127.0.0.1:{proxy.url_port}" for proxy in made.proxies]
+        return [f"{host}:{port}" for host, port in servers]
+
+    async def open(self) -> None:
+        """Let the proxies listen whose addresses were told."""
+        for link in self._links.values():
+            for proxy in link.proxies:
+                await proxy.start()
 
     async def close(self) -> None:
         """Cut everything and stop."""
-        for proxy in self._proxies.values():
-            await proxy.stop()
+        for link in self._links.values():
+            for proxy in link.proxies:
+                await proxy.stop()
 
-    def __contains__(self, link: str) -> bool:
-        return link in self._proxies
-
-    def port(self, link: str, direct: int) -> int:
-        """Where a process connects for this link."""
-        return self._proxies[link].url_port if link in self._proxies else direct
-
-    def proxy(self, link: str) -> CommitCutter:
-        """The proxy on a link."""
-        return self._proxies[link]
+    def link(self, name: str) -> Link:
+        """What is between."""
+        return self._links[name]
 
     def heal(self) -> None:
         """Let everything pass as if nothing had been."""
-        for proxy in self._proxies.values():
-            proxy.delay(0)
-            proxy.throttle()
-            proxy.chance = 0
-            proxy.blackhole(False)
+        for link in self._links.values():
+            link.delay(0)
+            link.throttle()
+            link.cut_after_commit(0)
+            link.blackhole(False)

@@ -173,7 +173,6 @@ class Rig:
         await asyncio.gather(self.start_database(), self.start_broker(), self.service_a.start())
         async with self.admin() as connection:
             await transitions.install(connection)
-        await self.network.open(self.amqp_port, self.database_port, (self.service_a.host, self.service_a.port))
         for role, module in MODULES.items():
             self.processes[role] = [
                 Process(module, self.folder / "logs", self.environment(role), name=f"{role}_{number + 1}")
@@ -181,6 +180,7 @@ class Rig:
             ]
         for process in self.processes["configurator"]:
             process.module = SENDER  # type: ignore[assignment]
+        await self.network.open()
         for process in self.everyone():
             await asyncio.to_thread(process.start, wait=False)
         for process in self.everyone():
@@ -201,57 +201,47 @@ class Rig:
         self.database.stop()
         self.database.remove()
 
-    @property
-    def amqp_port(self) -> int:
-        """What the links to the broker lead to."""
-        return self.broker.port
-
-    @property
-    def database_port(self) -> int:
-        """What the links to the database lead to."""
-        return self.database.port
-
     def process_amqp_url(self, role: Role) -> str:
         """Where a process finds the broker."""
-        port = self.network.port(f"{role}-broker", self.amqp_port)
-        return f"amqp://guest:guest@127.0.0.1:{port}/?heartbeat={HEARTBEAT_SECONDS}"
+        (address,) = self.network.addresses(f"{role}-broker", ("127.0.0.1", self.broker.port))
+        return f"amqp://guest:guest@{address}/?heartbeat={HEARTBEAT_SECONDS}"
 
     def process_database_url(self, role: Role) -> str:
         """Where a process finds the database."""
-        port = self.network.port(f"{role}-database", self.database_port)
-        user, password, name = self.database.user, self.database.password, self.database.database
-        return f"postgresql://{user}:{password}@127.0.0.1:{port}/{name}"
+        (address,) = self.network.addresses(f"{role}-database", ("127.0.0.1", self.database.port))
+        return f"postgresql://{self.database.user}:{self.database.password}@{address}/{self.database.database}"
 
     def environment(self, role: Role) -> dict[str, str]:
         """A process's variables."""
-        own: dict[str, Any] = {
-            "web": {
-                "DATABASE_URL": self.process_database_url("web"),
-                "SERVICE_A_GRACE_SECONDS": GRACE_SECONDS,
-                "TASK_DEADLINE_SECONDS": self.shape.deadline_seconds,
-                "POOL_SIZE": 5,
-            },
-            "results": {
-                "DATABASE_URL": self.process_database_url("results"),
-                "MAX_ATTEMPTS": self.shape.max_attempts,
-                "RETRY_BASE_SECONDS": 0.2,
-                "RETRY_MAX_SECONDS": 2,
-                "POOL_SIZE": 3,
-            },
-            "configurator": {
-                VARIABLE: self.folder / "leases.jsonl",
-                "RESULTS_URL": ",".join(process.url for process in self.processes.get("results", ())),
-                "SERVICE_A_URL": f"http://{self._a_address()}",
-                "CONCURRENCY": self.shape.concurrency,
-                "SHUTDOWN_GRACE_SECONDS": 20,
-            },
-        }[role]
+        own: dict[str, Any]
+        match role:
+            case "web":
+                own = {
+                    "DATABASE_URL": self.process_database_url(role),
+                    "SERVICE_A_GRACE_SECONDS": GRACE_SECONDS,
+                    "TASK_DEADLINE_SECONDS": self.shape.deadline_seconds,
+                    "POOL_SIZE": 5,
+                }
+            case "results":
+                own = {
+                    "DATABASE_URL": self.process_database_url(role),
+                    "MAX_ATTEMPTS": self.shape.max_attempts,
+                    "RETRY_BASE_SECONDS": 0.2,
+                    "RETRY_MAX_SECONDS": 2,
+                    "POOL_SIZE": 3,
+                }
+            case "configurator":
+                (a,) = self.network.addresses("configurator-a", (self.service_a.host, self.service_a.port))
+                servers = [("127.0.0.1", process.port) for process in self.processes["results"]]
+                results = self.network.addresses("configurator-results", *servers)
+                own = {
+                    VARIABLE: self.folder / "leases.jsonl",
+                    "RESULTS_URL": ",".join(f"http://{address}" for address in results),
+                    "SERVICE_A_URL": f"http://{a}",
+                    "CONCURRENCY": self.shape.concurrency,
+                    "SHUTDOWN_GRACE_SECONDS": 20,
+                }
         return {name: str(value) for name, value in own.items()} | {"AMQP_URL": self.process_amqp_url(role)}
-
-    def _a_address(self) -> str:
-        if "configurator-a" in self.network:
-            return f"127.0.0.1:{self.network.port('configurator-a', 0)}"
-        return f"{self.service_a.host}:{self.service_a.port}"
 
     def everyone(self) -> list[Process]:
         """All of our processes."""
