@@ -23,17 +23,7 @@ WAIT_GOAL_SECONDS = 60.0
 SHOWN = ("lost", "doubled", "overlapping", "without a lease", "after the deadline", "order", "going back")
 
 
-COLUMNS = (
-    "runs",
-    "accepted",
-    *SHOWN,
-    "other",
-    "repeated calls",
-    "tasks hit",
-    "first end, s",
-    "99 % ended, s",
-    "all, s",
-)
+COLUMNS = ("runs", "accepted", *SHOWN, "other", "repeated", "hit", "first, s", "99 %, s", "all, s")
 INTRODUCTION = Path(__file__).with_name("results.template.md")
 
 
@@ -131,7 +121,7 @@ class Report:
     def print(self, console: Console) -> None:
         """Print the table, what ended in error and why, and how a failing seed is run again."""
         table = Table(title=f"chaos: {len(self.seeds)} runs, {self.seconds / 60:.1f} minutes")
-        table.add_column("nemesis")
+        table.add_column("nemesis", no_wrap=True)
         for column in COLUMNS:
             table.add_column(column, justify="right")
         for name, row in [*sorted(self.rows.items()), ("sum", self.total)]:
