@@ -17,6 +17,7 @@ from tests.bench import (
     backlog,
     floor,
     growth,
+    hour,
     idle,
     locked,
     paired,
@@ -40,6 +41,7 @@ REPEATING = {
     "wide": wide.measure,
     "backlog": backlog.measure,
     "growth": growth.measure,
+    "hour": hour.measure,
     "plans": plans.measure,
     "locked": locked.measure,
     "scrapers": scrapers.measure,
@@ -57,6 +59,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas: %(default)s")
     parser.add_argument("--rounds", type=int, help="how often what takes seconds is measured")
     parser.add_argument("--repeats", type=int, help="how often what takes minutes is measured")
+    parser.add_argument("--hours", type=float, help="how long an hour of load takes, otherwise some two minutes")
     parser.add_argument("--former", default="", metavar="COMMIT", help="compare the path's costs with this commit's")
     parser.add_argument("--json", type=Path, default=LOCAL / "bench" / "latest.json", help="where to save it")
     arguments = parser.parse_args()
@@ -68,6 +71,7 @@ def main() -> int:
         sizes,
         rounds=arguments.rounds or sizes.rounds,
         repeats=arguments.repeats or sizes.repeats,
+        hour_seconds=3600 * arguments.hours if arguments.hours else sizes.hour_seconds,
         former=arguments.former,
     )
     console, report, began = Console(), Report(), time.monotonic()

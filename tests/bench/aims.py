@@ -90,6 +90,11 @@ def backlog_ratios(due: int) -> tuple[Ratio, Ratio]:
     )
 
 
+def flat(section: str, what: str) -> Callable[[Figures], float]:
+    """How much more it is in the last third of an hour than in the third before."""
+    return lambda f: f[f"{section}.last.{what}"] / f[f"{section}.before.{what}"]
+
+
 def plans_ratio(figures: Figures) -> float:
     """The slowest path as a share of the fastest, each under statistics of another state of the table."""
     rates = [figures[f"plans.{state}.rate"] for state in ("empty", "all pending", "all finished")]
@@ -128,6 +133,15 @@ AIMS = (
         growth_ratio(state, rate)
         for state in ("pending", "finished", "one device")
         for rate in ("accept", "status unfinished", "status finished", "path")
+    ),
+    *(
+        Ratio(f"{title}, {what}, last third / the one before", flat(section, what), at_most=at_most)
+        for title, section, what, at_most in (
+            ("an hour's load", "hour", "task table", 1.1),
+            ("an hour's load", "hour", "entries", 1.2),
+            ("an hour's snapshot", "snapshot", "entries", 1.2),
+            ("an hour's snapshot", "snapshot", "postgresql", 1.2),
+        )
     ),
     Ratio("path, slowest / fastest under stale statistics", plans_ratio, at_least=0.85),
     Ratio("path, a row locked / none", lambda f: f["locked.path"] / f["locked.path, no lock"], at_least=0.85),

@@ -51,6 +51,8 @@ class Sizes:
     asked: int = 5000
     of_one_device: int = 10_000
     idle_seconds: float = 20.0
+    hour_seconds: float = 120.0
+    hour_rate: float = 1000.0
     former: str = ""
     """A commit to compare with."""
 
@@ -73,6 +75,8 @@ QUICK = Sizes(
     asked=500,
     of_one_device=1000,
     idle_seconds=3.0,
+    hour_seconds=12.0,
+    hour_rate=200.0,
 )
 
 

@@ -1,0 +1,109 @@
+"""An hour of load, and an hour of load while somebody holds a snapshot (a dump, a forgotten transaction): is it flat?
+
+Shortened in proportion: what takes an hour takes `hour_seconds`, and autovacuum, which looks every minute, as often an
+hour as before. With `--hours 1` it is the real thing. Cost is how many entries of the indexes of `task` are read for
+each task (a claim that reads what dead tasks have left reads more and more), and PostgreSQL's CPU time.
+
+While a snapshot lives PostgreSQL keeps every version of every row, so the table grows until the snapshot ends: that is
+told, not judged.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import asyncpg
+
+from tests.bench.load import Load, generate
+from tests.bench.meter import Meter
+from tests.bench.report import Report
+from tests.bench.stage import Room, Stage
+
+WINDOWS = 12
+AUTOVACUUM_SECONDS = 60
+"""PostgreSQL's own `autovacuum_naptime`."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A twelfth of the hour: the table's size at its end, and what each task cost."""
+
+    size: int
+    entries: float
+    postgresql: float
+
+
+def measure(stage: Stage, report: Report) -> None:
+    """Watch both hours, one after the other."""
+    sizes = stage.sizes
+    naptime = max(1, round(AUTOVACUUM_SECONDS * sizes.hour_seconds / 3600))
+    with stage.room("hour") as room:
+        room.sql(f"ALTER SYSTEM SET autovacuum_naptime = {naptime}")
+        room.sql("SELECT pg_reload_conf()")
+        try:
+            processes = room.start_all()
+            port = next(process for process in processes if process.module == "service_b").port
+            report.add("hour.length", sizes.hour_seconds, "s")
+            report.add("hour.rate", sizes.hour_rate, "tasks/s")
+            for name, holding in (("hour", nullcontext()), ("snapshot", snapshot(room))):
+                with holding:
+                    windows = [_watch(stage, room, port, f"{name}{number}X") for number in range(WINDOWS)]
+                _tell(report, name, windows)
+        finally:
+            room.sql("ALTER SYSTEM RESET autovacuum_naptime")
+            room.sql("SELECT pg_reload_conf()")
+
+
+def _watch(stage: Stage, room: Room, port: int, prefix: str) -> Window:
+    sizes = stage.sizes
+    meter, entries = Meter({"postgresql": room.servers["postgresql"]}), _entries_read(room)
+    load = Load(port, 64, seconds=sizes.hour_seconds / WINDOWS, rate=sizes.hour_rate, prefix=prefix.upper())
+    count = generate(load).count
+    time.sleep(1)  # Sessions tell of what they have read once a second.
+    used = meter.seconds()["postgresql"]
+    size = room.sql("SELECT pg_total_relation_size('task')")[0][0]
+    return Window(size, (_entries_read(room) - entries) / count, 1e6 * used / count)
+
+
+def _entries_read(room: Room) -> int:
+    read: int = room.sql(
+        "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'task'",
+    )[0][0]
+    return read
+
+
+def _tell(report: Report, name: str, windows: list[Window]) -> None:
+    """Compare the last third with the third before it: the first fills caches and finds its level."""
+    third = len(windows) // 3
+    for when, some in (("before", windows[third : 2 * third]), ("last", windows[2 * third :])):
+        report.add(f"{name}.{when}.task table", max(window.size for window in some) / 1024**2, "MiB")
+        for cost, unit in (("entries", "read/task"), ("postgresql", "µs/task")):
+            values = sorted(getattr(window, cost) for window in some)
+            report.add(f"{name}.{when}.{cost}", values[len(values) // 2], unit)
+
+
+@contextmanager
+def snapshot(room: Room) -> Iterator[None]:
+    """Hold a snapshot, as a dump does, in a session of its own."""
+    held, done = threading.Event(), threading.Event()
+
+    async def hold() -> None:
+        connection = await asyncpg.connect(room.database_url)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await connection.execute("SELECT FROM task LIMIT 1")
+            held.set()
+            await asyncio.to_thread(done.wait)
+        await connection.close()
+
+    holder = threading.Thread(target=lambda: asyncio.run(hold()))
+    holder.start()
+    try:
+        if not held.wait(30):
+            raise TimeoutError("no snapshot was taken")
+        yield
+    finally:
+        done.set()
+        holder.join()
