@@ -18,7 +18,7 @@ from service_b import metrics
 from service_b.database import STORAGE_ERRORS
 from service_b.maintenance.watermark import Watermark
 from service_b.tasks import clock as task_clock
-from service_b.tasks import expiry, leadership, overdue, promotion
+from service_b.tasks import expiry, leadership, mending, overdue, promotion
 from service_b.tasks.clock import Clock
 
 log = structlog.stdlib.get_logger(__name__)
@@ -77,7 +77,9 @@ class Reconciler:
         async with self._pool.acquire() as connection:
             jump = await self._internal.look(connection)
             self._turn(leads=await leadership.lead(connection, self._id))
-            if jump and self.leading and await task_clock.correct(connection, jump):
+            now = self._internal.now()
+            if now and jump and self.leading and await task_clock.correct(connection, jump):
+                await mending.mend(connection, now, jump.by)
                 metrics.CLOCK_JUMPS.inc()
                 log.error("reconciler.clock_jumped", seconds=jump.by.total_seconds())
 

@@ -8,13 +8,14 @@ import structlog
 from aiohttp import web
 
 from messaging.session import Session
-from runtime.background import running
+from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
 from service_b.database import create_pool
 from service_b.results.leases import Leases
 from service_b.results.recorder import PAUSE_SECONDS, Recorder
 from service_b.results.settings import Settings
 from service_b.tasks import readiness
+from service_b.tasks.clock import Clock
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -54,11 +55,13 @@ async def _recorder(app: web.Application, *, pause_seconds: float, stop_seconds:
     async with create_pool(settings) as pool, Session(settings, "service_b.results") as session:
         app[SESSION] = session
         app[POOL] = pool
-        leases = app[LEASES] = Leases(pool)
+        internal = Clock()
+        leases = app[LEASES] = Leases(pool, internal)
         if missing := await readiness.unready(pool):
             log.warning("results.not_ready", missing=missing)  # Nobody may ask before the first outcome comes.
         recorder = Recorder(session, pool, settings, pause_seconds=pause_seconds)
-        async with running({"recorder": recorder}, stop_seconds=stop_seconds):
+        loops: dict[str, Loop] = {"recorder": recorder, "clock": Endless(partial(internal.follow, pool))}
+        async with running(loops, stop_seconds=stop_seconds):
             yield
         await leases.close()
         pool.terminate()

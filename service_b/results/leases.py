@@ -17,6 +17,7 @@ from runtime.batching import Batcher, BatcherError
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS
 from service_b.tasks import leases
+from service_b.tasks.clock import Clock
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -57,8 +58,9 @@ _read = TypeAdapter(Body).validator.validate_json
 class Leases:
     """Asks the database for the leases of concurrent requests together."""
 
-    def __init__(self, pool: asyncpg.Pool, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, pool: asyncpg.Pool, internal: Clock, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._pool = pool
+        self._internal = internal
         self._batcher: Batcher[Asked, Sequence[leases.Answer]] = Batcher(
             "lease", self._grant, max_batch=MAX_BATCH, max_waiting=MAX_WAITING, timeout=timeout_seconds
         )
@@ -91,7 +93,7 @@ class Leases:
         await self._batcher.close()
 
     async def _grant(self, batch: Sequence[Asked]) -> Sequence[Sequence[leases.Answer]]:
-        granted = await leases.grant(self._pool, list(chain.from_iterable(batch)))
+        granted = await leases.grant(self._pool, list(chain.from_iterable(batch)), self._internal.at_least())
         for answer in leases.Answer:
             if number := granted.count(answer):
                 metrics.LEASES.labels(answer.value).inc(number)

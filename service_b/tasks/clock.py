@@ -6,12 +6,18 @@ database's clock jumps, all estimates go on, and the process that leads the main
 internal time does, too.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import asyncpg
+import structlog
+
 from runtime import clock
-from service_b.database import Connection, Queries
+from service_b.database import STORAGE_ERRORS, Connection, Queries
+
+log = structlog.stdlib.get_logger(__name__)
 
 LOOK = "SELECT now() + correction, correction FROM task_clock"
 
@@ -21,6 +27,7 @@ UPDATE task_clock SET correction = correction - $2::interval WHERE one = ANY(ARR
 RETURNING true
 """
 
+LOOK_SECONDS = 1.0
 JUMP_SECONDS = 1.0
 """Clocks that are disciplined or drift apart differ by less, from one look to the next."""
 PATIENCE_SECONDS = 30.0
@@ -52,6 +59,24 @@ class Clock:
     def now(self) -> datetime | None:
         """Tell internal time; None before the first look."""
         return None if self._offset is None else datetime.fromtimestamp(self._now() + self._offset, UTC)
+
+    def at_least(self) -> datetime | None:
+        """Tell what internal time is not less than, whatever the database says; None when nothing is known."""
+        return (now := self.now()) and now - timedelta(seconds=JUMP_SECONDS)
+
+    def at_most(self) -> datetime | None:
+        """Tell what internal time is not more than, whatever the database says; None when nothing is known."""
+        return (now := self.now()) and now + timedelta(seconds=JUMP_SECONDS)
+
+    async def follow(self, pool: asyncpg.Pool, *, look_seconds: float = LOOK_SECONDS) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            try:
+                async with pool.acquire() as connection:
+                    await self.look(connection)
+            except STORAGE_ERRORS as error:
+                log.debug("clock.storage_unavailable", error=repr(error), retry_in=look_seconds)
+            await asyncio.sleep(look_seconds)
 
     async def look(self, connection: Connection) -> Jump | None:
         """Look at the database's clock; return how far it has jumped, as long as nobody has corrected that."""

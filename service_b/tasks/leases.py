@@ -1,6 +1,7 @@
 """Beginning calls of service A: one for each attempt, and nobody calls without."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
@@ -9,6 +10,9 @@ from service_b.tasks.states import NOW, RUNNING
 
 MARGIN_SECONDS = 10
 """So long after a call's time limit its outcome is still awaited."""
+
+BEGUN = f"greatest({NOW}, $4::timestamptz)"
+"""Should the database's clock jump back, no call that begins just then seems to be late already."""
 
 GRANT = f"""
 WITH asked AS MATERIALIZED (
@@ -22,13 +26,13 @@ WITH asked AS MATERIALIZED (
              WHEN mine.expired THEN 'expired'
              ELSE 'free' END AS answer
     FROM asked CROSS JOIN LATERAL (
-        SELECT attempt, lease, active, {RUNNING} AS running, deadline_at <= {NOW} AS expired
+        SELECT attempt, lease, active, {RUNNING} AS running, deadline_at <= {BEGUN} AS expired
         FROM task WHERE task.id = asked.id OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS mine
 ), begun AS (
     -- Of two that ask for one attempt at once, one is first: nobody updates a row twice.
-    UPDATE task SET due_at = NULL, begun_at = {NOW}, lease = locked.lease,
-        overdue_at = {NOW} + make_interval(secs => time_limit_seconds + {MARGIN_SECONDS}),
+    UPDATE task SET due_at = NULL, begun_at = {BEGUN}, lease = locked.lease,
+        overdue_at = {BEGUN} + make_interval(secs => time_limit_seconds + {MARGIN_SECONDS}),
         answers_before = (SELECT answers FROM service_a)
     FROM locked
     WHERE answer = 'free' AND task.id = locked.id AND task.id = ANY(ARRAY(SELECT id FROM locked))
@@ -60,16 +64,20 @@ class Answer(StrEnum):
     """No such task, or none that may configure its device now."""
 
 
-async def grant(connection: Queries, asked: Sequence[tuple[UUID, int, UUID]]) -> list[Answer]:
+async def grant(
+    connection: Queries, asked: Sequence[tuple[UUID, int, UUID]], at_least: datetime | None = None
+) -> list[Answer]:
     """Begin the calls of attempts (a task, which attempt at it, and the call's own lease); answer each, in order.
 
     Asked again with the same lease, it is granted again while the call is under way: an answer may have been lost. A
     task that is due again because its message seemed lost may begin all the same, as long as nobody has claimed it.
+    Internal time is `at_least` so late (`Clock.at_least`).
     """
     rows = await connection.fetch(
         GRANT,
         [id_ for id_, _, _ in asked],
         [number for _, number, _ in asked],
         [lease for _, _, lease in asked],
+        at_least,
     )
     return [Answer(row[0]) for row in rows]

@@ -21,6 +21,7 @@ from service_b.results.app import create_app
 from service_b.results.leases import MAX_ATTEMPTS, Leases
 from service_b.results.settings import Settings
 from service_b.tasks import claims
+from service_b.tasks.clock import Clock
 from tests.clients import Client, serving
 from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.proxy import Proxy
@@ -38,7 +39,7 @@ def attempts(*ids: UUID, number: int = 1) -> list[dict[str, Any]]:
 
 @asynccontextmanager
 async def served(pool: asyncpg.Pool, **limits: float) -> AsyncIterator[Client]:
-    leases, app = Leases(pool, **limits), web.Application()
+    leases, app = Leases(pool, Clock(), **limits), web.Application()
     app.router.add_post(PATH, leases.answer)
     async with serving(app) as client:
         yield client

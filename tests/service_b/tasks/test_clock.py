@@ -9,6 +9,7 @@ import pytest
 from service_b.tasks import clock
 from service_b.tasks.clock import PATIENCE_SECONDS, Clock, Jump
 from service_b.tasks.states import NOW
+from tests.tasks import step_clock
 
 HOUR = 3600.0
 JUMPS = (HOUR, -HOUR, 40.0, -40.0)
@@ -127,18 +128,13 @@ async def internal(sql: asyncpg.Connection) -> datetime:
     return now
 
 
-async def step(sql: asyncpg.Connection, seconds: float) -> None:
-    """For who asks for internal time, the same as setting the database's clock."""
-    await sql.execute("UPDATE task_clock SET correction = correction + make_interval(secs => $1)", seconds)
-
-
 @pytest.mark.parametrize("by", JUMPS)
 async def test_internal_time_goes_on_after_a_correction(sql: asyncpg.Connection, by: float) -> None:
     mine, theirs = Clock(), Clock()
     assert await mine.look(sql) is None
     assert await theirs.look(sql) is None
     before = await internal(sql)
-    await step(sql, by)
+    await step_clock(sql, by)
     jumps = [await mine.look(sql), await theirs.look(sql)]
     assert [await clock.correct(sql, jump) for jump in jumps if jump] == [True, False], "once"
     for each in (mine, theirs):
