@@ -110,6 +110,7 @@ def main() -> int:
     sabotaged = commands.add_parser("mutants", help="sabotage the code, and see whether it is noticed")
     sabotaged.add_argument("names", nargs="*")
     sabotaged.add_argument("--no-control", action="store_true", help="do not run the scenarios on the untouched code")
+    sabotaged.add_argument("--jobs", type=int, default=mutants.JOBS, help="so many at a time")
     clustered = commands.add_parser("cluster", help="a cluster's node dies under load")
     clustered.add_argument("name", choices=list(SCENARIOS))
     clustered.add_argument("--seed", type=int, default=1, dest="number")
@@ -127,7 +128,7 @@ def main() -> int:
         command.add_argument("--report", type=Path, default=LOCAL / "chaos.json", help="as JSON, or, *.md, to be read")
     given = parser.parse_args()
     if given.command == "mutants":
-        return 0 if mutants.run_all(given.names, console, not given.no_control) else 1
+        return 0 if mutants.run_all(given.names, console, not given.no_control, given.jobs) else 1
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.chmod(0o755)
     if given.command == "run":

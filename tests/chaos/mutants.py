@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.chaos.checker import VIOLATIONS
 from tests.system.spawning import ROOT
 
 TIMEOUT_SECONDS = 600
+JOBS = 3
 SKIPPED = shutil.ignore_patterns(".git", ".local", ".venv", "__pycache__", ".*_cache", ".hypothesis")
 
 
@@ -29,7 +31,7 @@ class Scenario:
 
     name: str
     nemeses: str
-    options: Sequence[str] = ()
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +51,30 @@ class Mutant:
         return [(self.file, replacement) for replacement in self.replacements] + ([self.also] if self.also else [])
 
 
-CALM = Scenario("calm", "poison", ["--seconds", "8"])
+CALM = Scenario("calm", "poison", ("--seconds", "8"))
 # Several times: the process must die while a batch waits for the database.
-STORAGE = Scenario("storage fails, results die", ",".join(["kill database + kill results"] * 5), ["--once"])
-COPIES = Scenario("copied outcomes", "a talks garbage + duplicate outcomes", ["--seconds", "8"])
+STORAGE = Scenario("storage fails, results die", ",".join(["kill database + kill results"] * 5), ("--once",))
+COPIES = Scenario("copied outcomes", "a talks garbage + duplicate outcomes", ("--seconds", "8"))
 LATE_COPIES = Scenario(
     "copied outcomes of calls that hang",
     "a hangs + duplicate outcomes,a hangs + duplicate outcomes",
-    ["--seconds", "9"],
+    ("--seconds", "9"),
 )
-UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ["--once", "--seconds", "3"])
+UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ("--once", "--seconds", "3"))
 KILLED = Scenario("killed configurators", "kill configurator,kill configurator,kill configurator")
-DOUBLED_WORK = Scenario("copied work", "duplicate work", ["--seconds", "10"])
+DOUBLED_WORK = Scenario("copied work", "duplicate work", ("--seconds", "10"))
 CUT = Scenario(
     "a slow relay cut, calls that hang",
     ",".join(["a hangs + delay web-broker + cut web-broker"] * 5),
-    ["--seconds", "2"],
+    ("--seconds", "2"),
 )
-AWAY = Scenario("a is away", "a refuses,a refuses", ["--seconds", "5"])
+AWAY = Scenario("a is away", "a refuses,a refuses", ("--seconds", "5"))
 A_CUT_OFF = Scenario("a cut off", "cut configurator-a,cut configurator-a,cut configurator-a,cut configurator-a")
-PURGED = Scenario("purged queue", "purge to_configure,purge to_configure", ["--concurrency", "10"])
-SWAMPED = Scenario("more work than consumers", "poison", ["--seconds", "45", "--concurrency", "2", "--rate", "90"])
-HASTY = Scenario("short deadlines", "a hangs", ["--seconds", "8", "--deadline", "2"])
-HANGING = Scenario("a hangs", "a hangs", ["--seconds", "8"])
-SILENT = Scenario("a silent network before a", ",".join(["black hole configurator-a"] * 3), ["--seconds", "7"])
+PURGED = Scenario("purged queue", "purge to_configure,purge to_configure", ("--concurrency", "10"))
+SWAMPED = Scenario("more work than consumers", "poison", ("--seconds", "45", "--concurrency", "2", "--rate", "90"))
+HASTY = Scenario("short deadlines", "a hangs", ("--seconds", "8", "--deadline", "2"))
+HANGING = Scenario("a hangs", "a hangs", ("--seconds", "8"))
+SILENT = Scenario("a silent network before a", ",".join(["black hole configurator-a"] * 3), ("--seconds", "7"))
 WEB_DIES = Scenario("database and web die", "kill database,cut after commit web-database,kill web,kill database")
 
 FORGET = """    import random
@@ -313,37 +315,30 @@ def found(report: dict[str, Any]) -> dict[str, int]:
     return {kind: count for kind, count in report["sum"].items() if count and kind in VIOLATIONS}
 
 
-def run_all(names: Sequence[str], console: Console, control: bool = True) -> bool:
+def run_all(names: Sequence[str], console: Console, control: bool = True, jobs: int = JOBS) -> bool:
     """Run the scenarios on the untouched code, then each mutant; True when all were caught and nothing else."""
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
     table = Table("mutant", "scenario", "found", "verdict", title="mutants")
-    good = True
 
-    def tell(name: str, scenario: Scenario, work: Callable[[Path], tuple[str, bool]]) -> None:
-        nonlocal good
+    def judge(scenario: Scenario, mutant: Mutant | None) -> bool:
         with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
             Path(folder).chmod(0o755)
-            said, verdict = work(copy_tree(Path(folder)))
-        good &= verdict
+            tree = copy_tree(Path(folder))
+            said = sabotage(tree, mutant) if mutant else ""
+            violations = {} if said else found(run(tree, scenario))
+        verdict = not said and (bool(mutant.kinds & set(violations)) if mutant else not violations)
+        said = said or str(violations or "nothing")
+        name = mutant.name if mutant else "(none)"
         mark = "[green]as it should[/]" if verdict else "[red]NOT as it should[/]"
         console.print(f"{name} ({scenario.name}): {said}: {mark}")
         table.add_row(name, scenario.name, said, mark)
+        return verdict
 
-    def clean(scenario: Scenario, tree: Path) -> tuple[str, bool]:
-        violations = found(run(tree, scenario))
-        return str(violations or "nothing"), not violations
-
-    def caught(mutant: Mutant, tree: Path) -> tuple[str, bool]:
-        if stale := sabotage(tree, mutant):
-            return stale, False
-        violations = found(run(tree, mutant.scenario))
-        return str(violations or "nothing"), bool(mutant.kinds & set(violations))
-
+    work: list[tuple[Scenario, Mutant | None]] = [(mutant.scenario, mutant) for mutant in chosen]
     if control:
-        for scenario in dict.fromkeys(mutant.scenario.name for mutant in chosen):
-            mutant = next(mutant for mutant in chosen if mutant.scenario.name == scenario)
-            tell("(none)", mutant.scenario, lambda tree, of=mutant.scenario: clean(of, tree))  # type: ignore[misc]
-    for mutant in chosen:
-        tell(mutant.name, mutant.scenario, lambda tree, of=mutant: caught(of, tree))  # type: ignore[misc]
+        work = [(scenario, None) for scenario in dict.fromkeys(mutant.scenario for mutant in chosen)] + work
+    # They wait more than they work.
+    with ThreadPoolExecutor(jobs) as pool:
+        verdicts = list(pool.map(lambda one: judge(*one), work))
     console.print(table)
-    return good
+    return all(verdicts)

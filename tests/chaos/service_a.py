@@ -68,6 +68,7 @@ class RecordedA(FakeA):
         mode: Mode = self.mode if random.random() < self.share else "answer"
         if mode == "gateway" and random.random() < 0.5:
             return bad_gateway()
+        await request.read()  # Without its body it is no request.
         number = next(self._numbers)
         serial = request.match_info["id"]
         self._history.write(
@@ -79,7 +80,6 @@ class RecordedA(FakeA):
             sent=float(request.headers["X-Sent"]),
             until=float(request.headers["X-Until"]) if "X-Until" in request.headers else None,
         )
-        await request.read()
         work = asyncio.create_task(self._work(request, serial, number, mode))
         self._working.add(work)
         work.add_done_callback(self._working.discard)
