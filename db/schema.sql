@@ -17,7 +17,161 @@ SET row_security = off;
 
 SET default_tablespace = '';
 
+--
+-- Name: finished; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.finished (
+    id uuid NOT NULL,
+    seq bigint NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone NOT NULL,
+    timeout_seconds integer NOT NULL,
+    attempt integer NOT NULL,
+    code smallint NOT NULL,
+    status text NOT NULL,
+    equipment_id text NOT NULL COLLATE pg_catalog."C",
+    reason text,
+    parameters json,
+    CONSTRAINT finished_code CHECK (
+CASE status
+    WHEN 'success'::text THEN (code = 200)
+    ELSE (code = ANY (ARRAY[404, 500]))
+END),
+    CONSTRAINT finished_status CHECK ((status = ANY (ARRAY['success'::text, 'error'::text])))
+)
+PARTITION BY RANGE (id);
+
+
 SET default_table_access_method = heap;
+
+--
+-- Name: finished_default; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.finished_default (
+    id uuid CONSTRAINT finished_id_not_null NOT NULL,
+    seq bigint CONSTRAINT finished_seq_not_null NOT NULL,
+    created_at timestamp with time zone CONSTRAINT finished_created_at_not_null NOT NULL,
+    finished_at timestamp with time zone CONSTRAINT finished_finished_at_not_null NOT NULL,
+    timeout_seconds integer CONSTRAINT finished_timeout_seconds_not_null NOT NULL,
+    attempt integer CONSTRAINT finished_attempt_not_null NOT NULL,
+    code smallint CONSTRAINT finished_code_not_null NOT NULL,
+    status text CONSTRAINT finished_status_not_null NOT NULL,
+    equipment_id text CONSTRAINT finished_equipment_id_not_null NOT NULL COLLATE pg_catalog."C",
+    reason text,
+    parameters json,
+    CONSTRAINT finished_code CHECK (
+CASE status
+    WHEN 'success'::text THEN (code = 200)
+    ELSE (code = ANY (ARRAY[404, 500]))
+END),
+    CONSTRAINT finished_status CHECK ((status = ANY (ARRAY['success'::text, 'error'::text])))
+);
+
+
+--
+-- Name: finished_delete_strays(integer, timestamp with time zone, integer); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.finished_delete_strays(retention_days integer, callers_now timestamp with time zone, at_most integer) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET lock_timeout TO '100ms'
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ WITH deleted AS (
+          DELETE FROM public.finished_default
+           WHERE (finished_default.id = ANY (ARRAY( SELECT finished_default_1.id
+                    FROM public.finished_default finished_default_1
+                   WHERE (finished_default_1.finished_at < (LEAST(now(), finished_delete_strays.callers_now) - make_interval(days => (finished_delete_strays.retention_days + 1))))
+                   ORDER BY finished_default_1.finished_at
+                  LIMIT finished_delete_strays.at_most
+                  FOR UPDATE OF finished_default_1 SKIP LOCKED)))
+           RETURNING finished_default.id
+         )
+  SELECT count(*) AS count
+    FROM deleted;
+END;
+
+
+--
+-- Name: finished_drop_oldest(integer, timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.finished_drop_oldest(retention_days integer, callers_now timestamp with time zone) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET lock_timeout TO '100ms'
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $_$
+DECLARE
+    today date := (least(now(), callers_now) AT TIME ZONE 'UTC')::date;
+    partition text := (
+        SELECT min(relname) FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = 'finished'::regclass AND relname ~ '^finished_\d{8}$'
+          AND relname < 'finished_' || to_char(today - retention_days, 'YYYYMMDD')
+    );
+BEGIN
+    IF partition IS NOT NULL THEN
+        EXECUTE format('DROP TABLE %I', partition);
+    END IF;
+    RETURN partition;
+END $_$;
+
+
+--
+-- Name: finished_first_id(date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.finished_first_id(day date) RETURNS uuid
+    LANGUAGE sql IMMUTABLE STRICT
+    RETURN ((lpad(to_hex(((EXTRACT(epoch FROM day))::bigint * 1000)), 12, '0'::text) || repeat('0'::text, 20)))::uuid;
+
+
+--
+-- Name: finished_make_next(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.finished_make_next() RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET lock_timeout TO '100ms'
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    today date := (now() AT TIME ZONE 'UTC')::date;
+    missing date := (
+        SELECT min(today + ahead) FROM generate_series(0, 7) AS ahead
+        WHERE to_regclass('finished_' || to_char(today + ahead, 'YYYYMMDD')) IS NULL
+    );
+BEGIN
+    RETURN CASE WHEN missing IS NOT NULL THEN finished_make_partition(missing) END;
+END $$;
+
+
+--
+-- Name: finished_make_partition(date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.finished_make_partition(day date) RETURNS text
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    partition text := 'finished_' || to_char(day, 'YYYYMMDD');
+    first uuid := finished_first_id(day);
+    after uuid := finished_first_id(day + 1);
+BEGIN
+    -- Made beside the table and attached: so its readers need not wait for that.
+    EXECUTE format('CREATE TABLE %I (LIKE finished INCLUDING ALL)', partition);
+    -- Whoever is writing has ended, and whoever follows sees the new partition: else its row would be refused.
+    LOCK TABLE finished IN SHARE ROW EXCLUSIVE MODE;
+    LOCK TABLE finished_default IN ACCESS EXCLUSIVE MODE;
+    EXECUTE format(
+        'WITH moved AS (DELETE FROM finished_default WHERE id >= $1 AND id < $2 RETURNING *) '
+        'INSERT INTO %I SELECT * FROM moved', partition
+    ) USING first, after;
+    EXECUTE format('ALTER TABLE finished ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', partition, first, after);
+    RETURN partition;
+END $_$;
+
 
 --
 -- Name: maintenance; Type: TABLE; Schema: public; Owner: -
@@ -66,16 +220,14 @@ CREATE TABLE public.task (
     parameters json NOT NULL,
     time_limit_seconds double precision NOT NULL,
     deadline_at timestamp with time zone NOT NULL,
-    status text DEFAULT 'pending'::text NOT NULL,
     active boolean NOT NULL,
     due_at timestamp with time zone,
     attempt integer DEFAULT 0 NOT NULL,
     unknowns smallint DEFAULT 0 NOT NULL,
     reason text,
-    code smallint,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     dispatched_at timestamp with time zone,
-    finished_at timestamp with time zone,
+    keep_parameters text DEFAULT 'failed'::text NOT NULL,
     begun_at timestamp with time zone,
     lease uuid,
     overdue_at timestamp with time zone,
@@ -83,30 +235,18 @@ CREATE TABLE public.task (
     chances smallint,
     losts smallint DEFAULT 0 NOT NULL,
     CONSTRAINT task_active_is_due_or_dispatched CHECK (((NOT active) OR (due_at IS NOT NULL) OR (attempt > 0))),
-    CONSTRAINT task_active_is_pending CHECK (((status = 'pending'::text) OR (NOT active))),
     CONSTRAINT task_attempt CHECK (((attempt >= 0) AND ((attempt = 0) = (dispatched_at IS NULL)))),
     CONSTRAINT task_begun CHECK (((begun_at IS NULL) OR (active AND (due_at IS NULL) AND (lease IS NOT NULL)))),
     CONSTRAINT task_begun_is_overdue_once CHECK (((begun_at IS NULL) = (overdue_at IS NULL))),
     CONSTRAINT task_chances CHECK (((chances IS NULL) OR ((chances >= 0) AND (due_at IS NOT NULL)))),
-    CONSTRAINT task_code CHECK (
-CASE status
-    WHEN 'pending'::text THEN (code IS NULL)
-    WHEN 'success'::text THEN (code = 200)
-    ELSE (code = ANY (ARRAY[404, 500]))
-END),
     CONSTRAINT task_due_is_active CHECK (((due_at IS NULL) OR active)),
     CONSTRAINT task_equipment_id CHECK ((equipment_id ~ '^[a-zA-Z0-9]{6,128}$'::text)),
-    CONSTRAINT task_finished CHECK ((num_nulls(finished_at, code) =
-CASE status
-    WHEN 'pending'::text THEN 2
-    ELSE 0
-END)),
+    CONSTRAINT task_keep_parameters CHECK ((keep_parameters = ANY (ARRAY['failed'::text, 'all'::text, 'none'::text]))),
     CONSTRAINT task_lease CHECK (((lease IS NULL) OR (attempt > 0))),
     CONSTRAINT task_losts CHECK (((losts >= 0) AND (losts <= attempt))),
-    CONSTRAINT task_status CHECK ((status = ANY (ARRAY['pending'::text, 'success'::text, 'error'::text]))),
     CONSTRAINT task_times CHECK (((time_limit_seconds >= (timeout_seconds)::double precision) AND (timeout_seconds > 0))),
     CONSTRAINT task_unknowns CHECK (((unknowns >= 0) AND (unknowns <= attempt))),
-    CONSTRAINT task_waiting_is_untried CHECK (((status <> 'pending'::text) OR active OR (attempt = 0)))
+    CONSTRAINT task_waiting_is_untried CHECK ((active OR (attempt = 0)))
 )
 WITH (autovacuum_vacuum_scale_factor='0.05', autovacuum_analyze_scale_factor='0.05');
 
@@ -134,6 +274,29 @@ ALTER TABLE public.task ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
+
+
+--
+-- Name: finished_default; Type: TABLE ATTACH; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.finished ATTACH PARTITION public.finished_default DEFAULT;
+
+
+--
+-- Name: finished finished_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.finished
+    ADD CONSTRAINT finished_pkey PRIMARY KEY (id);
+
+
+--
+-- Name: finished_default finished_default_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.finished_default
+    ADD CONSTRAINT finished_default_pkey PRIMARY KEY (id);
 
 
 --
@@ -177,6 +340,13 @@ ALTER TABLE ONLY public.task
 
 
 --
+-- Name: finished_default_finished_at; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX finished_default_finished_at ON public.finished_default USING btree (finished_at);
+
+
+--
 -- Name: task_active; Type: INDEX; Schema: public; Owner: -
 --
 
@@ -194,14 +364,14 @@ CREATE INDEX task_chances ON public.task USING btree (due_at) WHERE (chances = 0
 -- Name: task_deadline; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX task_deadline ON public.task USING btree (deadline_at) WHERE ((status = 'pending'::text) AND ((active AND (due_at IS NULL)) IS FALSE));
+CREATE INDEX task_deadline ON public.task USING btree (deadline_at) WHERE ((active AND (due_at IS NULL)) IS FALSE);
 
 
 --
 -- Name: task_dispatched; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX task_dispatched ON public.task USING btree (dispatched_at) WHERE (active AND (due_at IS NULL) AND (begun_at IS NULL));
+CREATE INDEX task_dispatched ON public.task USING btree (dispatched_at) WHERE ((active AND (due_at IS NULL) AND (begun_at IS NULL)) IS NOT FALSE);
 
 
 --
@@ -222,7 +392,14 @@ CREATE INDEX task_overdue ON public.task USING btree (overdue_at) WHERE (begun_a
 -- Name: task_waiting; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX task_waiting ON public.task USING btree (equipment_id, seq) WHERE ((status = 'pending'::text) AND (NOT active));
+CREATE INDEX task_waiting ON public.task USING btree (equipment_id, seq) WHERE (NOT active);
+
+
+--
+-- Name: finished_default_pkey; Type: INDEX ATTACH; Schema: public; Owner: -
+--
+
+ALTER INDEX public.finished_pkey ATTACH PARTITION public.finished_default_pkey;
 
 
 --
@@ -238,5 +415,6 @@ CREATE INDEX task_waiting ON public.task USING btree (equipment_id, seq) WHERE (
 
 INSERT INTO public.schema_migrations (version) VALUES
     ('20261123000000'),
+    ('20261125100000'),
     ('20261125110000'),
     ('20261125120000');

@@ -1,5 +1,7 @@
 """Settings of the web process."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from messaging.settings import BrokerSettings
@@ -11,7 +13,7 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
     """`service_a_grace_seconds` is what service A needs besides the time that it waits for the device.
 
     Several processes share one port only with `reuse_port`, so that none does so by mistake. `max_connections` is by
-    default, and at most, what the descriptors allow.
+    default, and at most, what the descriptors allow. `keep_parameters` says of which tasks they are kept when they end.
     """
 
     app_name: str = "SERVICE_B"
@@ -22,3 +24,4 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
     max_connections: int | None = Field(None, ge=1)
     service_a_grace_seconds: float = Field(75, ge=0, le=86400, allow_inf_nan=False)
     task_deadline_seconds: float = Field(86400, gt=0, le=31_536_000, allow_inf_nan=False)
+    keep_parameters: Literal["failed", "all", "none"] = "failed"

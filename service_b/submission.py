@@ -44,6 +44,7 @@ class Submission:
             batch,
             grace_seconds=self._settings.service_a_grace_seconds,
             deadline_seconds=self._settings.task_deadline_seconds,
+            keep_parameters=self._settings.keep_parameters,
         )
         metrics.ACCEPTED.inc(len(batch))
         self._wake.set()

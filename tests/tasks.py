@@ -13,16 +13,24 @@ from uuid_utils.compat import uuid7
 from service_b.database import Connection, Queries
 from service_b.tasks import claims, expiry, inserts, leases, outcomes, promotion
 from service_b.tasks.claims import Dispatch
+from service_b.tasks.endings import MOVE
 from service_b.tasks.inserts import NewTask
 from service_b.tasks.outcomes import Change
-from service_b.tasks.states import DISPATCHED, DUE, FINISHED, RUNNING, WAITING
+from service_b.tasks.states import DISPATCHED, DUE, RUNNING, WAITING
 
 A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 
 STATE = f"""
-    CASE WHEN {FINISHED} THEN status WHEN {WAITING} THEN 'waiting' WHEN {DUE} THEN 'due'
-         WHEN {DISPATCHED} THEN 'dispatched' WHEN {RUNNING} THEN 'running' END
+    CASE WHEN {WAITING} THEN 'waiting' WHEN {DUE} THEN 'due' WHEN {DISPATCHED} THEN 'dispatched'
+         WHEN {RUNNING} THEN 'running' END
 """
+
+EVERY_TASK = f"""(
+    SELECT id, seq, equipment_id, attempt, active, due_at, {STATE} AS state, NULL AS code FROM task
+    UNION ALL
+    SELECT id, seq, equipment_id, attempt, false, NULL, status, code FROM finished
+)"""
+"""Unfinished and finished ones, with what they have in common; to be read as a table."""
 
 
 def new_task(equipment_id: str, *, timeout_seconds: int = 1, parameters: str = "{}") -> NewTask:
@@ -112,23 +120,35 @@ async def promote_stranded(pool: Queries, after: str, limit: int) -> tuple[str, 
 
 async def states(sql: asyncpg.Connection, ids: Sequence[UUID]) -> list[str]:
     """In which state each of these tasks is."""
-    rows = await sql.fetch(f"SELECT id, {STATE} AS state FROM task WHERE id = ANY($1::uuid[])", ids)
+    rows = await sql.fetch(f"SELECT id, state FROM {EVERY_TASK} AS every WHERE id = ANY($1::uuid[])", ids)
+    assert len(rows) == len(set(ids)), "each is in one table"
     found = {row["id"]: row["state"] for row in rows}
     return [found[id_] for id_ in ids]
 
 
 async def row(sql: asyncpg.Connection, id_: UUID) -> asyncpg.Record:
-    """A task's row, with its times as seconds from now."""
+    """A task's row, with its times as seconds from now; of a finished one, what there is left of it."""
     found = await sql.fetchrow(
         f"""
-        SELECT *, {STATE} AS state, extract(epoch FROM due_at - clock_timestamp())::float AS due_in,
+        SELECT *, {STATE} AS state, NULL AS code, extract(epoch FROM due_at - clock_timestamp())::float AS due_in,
                extract(epoch FROM deadline_at - clock_timestamp())::float AS deadline_in
         FROM task WHERE id = $1
         """,
         id_,
-    )
+    ) or await sql.fetchrow("SELECT *, status AS state FROM finished WHERE id = $1", id_)
     assert found
     return found
+
+
+async def end_by_hand(sql: Queries, condition: str, *arguments: object, code: int = 500) -> None:
+    """What an operator's own SQL may do: end the tasks that meet a condition, and promote nothing."""
+    await sql.execute(
+        f"""
+        WITH ending AS MATERIALIZED (SELECT id, {code} AS code, 'by hand' AS reason FROM task WHERE {condition}), {MOVE}
+        SELECT FROM ended
+        """,
+        *arguments,
+    )
 
 
 async def let_time_pass(sql: asyncpg.Connection, seconds: float) -> None:
@@ -136,7 +156,7 @@ async def let_time_pass(sql: asyncpg.Connection, seconds: float) -> None:
     await sql.execute(
         """
         UPDATE task SET due_at = due_at - span, deadline_at = deadline_at - span, created_at = created_at - span,
-               dispatched_at = dispatched_at - span, finished_at = finished_at - span
+               dispatched_at = dispatched_at - span
         FROM make_interval(secs => $1) AS span
         """,
         seconds,
@@ -170,14 +190,14 @@ async def is_blocked(sql: asyncpg.Connection, what: asyncio.Task[Any]) -> bool:
 
 
 async def rows_read(pool: asyncpg.Pool, sql: asyncpg.Connection) -> int:
-    """How many rows of the table were read so far, by whatever plan."""
+    """How many rows of the tables were read so far, by whatever plan."""
     await pool.execute("SELECT pg_stat_force_next_flush()")
     await pool.execute("SELECT 1")
     read: int = await sql.fetchval(
         """
-        SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes
-                                                            WHERE relname = 'task')::bigint
-        FROM pg_stat_user_tables WHERE relname = 'task'
+        SELECT (SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables
+                WHERE relname ~ '^(task$|finished)')
+             + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname ~ '^(task$|finished)')
         """
     )
     return read

@@ -31,7 +31,7 @@ ALTER TABLE task
 
 -- Attempts that nobody has begun, and calls without an outcome.
 DROP INDEX task_dispatched;
-CREATE INDEX task_dispatched ON task (dispatched_at) WHERE active AND due_at IS NULL AND begun_at IS NULL;
+CREATE INDEX task_dispatched ON task (dispatched_at) WHERE (active AND due_at IS NULL AND begun_at IS NULL) IS NOT FALSE;
 CREATE INDEX task_overdue ON task (overdue_at) WHERE begun_at IS NOT NULL;
 -- Tasks whose last chance is gone, if service A has answered somebody.
 CREATE INDEX task_chances ON task (due_at) WHERE chances = 0;
@@ -68,4 +68,4 @@ ALTER TABLE task
     DROP COLUMN answers_before,
     DROP COLUMN chances,
     DROP COLUMN losts;
-CREATE INDEX task_dispatched ON task (dispatched_at) WHERE active AND due_at IS NULL;
+CREATE INDEX task_dispatched ON task (dispatched_at) WHERE (active AND due_at IS NULL) IS NOT FALSE;

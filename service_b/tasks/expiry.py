@@ -4,18 +4,16 @@ from uuid import UUID
 
 from service_b.database import Connection
 from service_b.tasks import promotion
+from service_b.tasks.endings import MOVE
 from service_b.tasks.states import AT_HOME, NOW
 
 EXPIRE = f"""
-WITH expired AS MATERIALIZED (
-    SELECT id FROM task
+WITH ending AS MATERIALIZED (
+    SELECT id, 500 AS code, coalesce(reason, 'deadline passed') AS reason FROM task
     WHERE {AT_HOME} AND deadline_at <= {NOW} AND (due_at IS NULL OR due_at <= {NOW})
     ORDER BY deadline_at LIMIT $1 FOR UPDATE SKIP LOCKED
-)
-UPDATE task SET status = 'error', code = 500, reason = coalesce(reason, 'deadline passed'),
-    active = false, due_at = NULL, finished_at = now()
-WHERE id = ANY(ARRAY(SELECT id FROM expired))
-RETURNING id, equipment_id
+), {MOVE}
+SELECT id, equipment_id FROM ended
 """
 
 

@@ -15,9 +15,10 @@ WITH new AS MATERIALIZED (
     WITH ORDINALITY AS new (id, equipment_id, timeout_seconds, parameters, position)
 ), first AS (
     -- Due at once: the first of its device, where nothing unfinished is in front of it.
-    INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, active, due_at)
+    INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
+                      active, due_at)
     SELECT DISTINCT ON (equipment_id COLLATE "C") id, equipment_id, timeout_seconds, parameters::json,
-           timeout_seconds + $5, {NOW} + $6::interval, true, {NOW}
+           timeout_seconds + $5, {NOW} + $6::interval, $7, true, {NOW}
     FROM new
     -- Scalar, so that each is looked up by its key, whatever the statistics say.
     WHERE (SELECT true FROM task WHERE task.equipment_id = new.equipment_id AND active LIMIT 1) IS NULL
@@ -28,9 +29,10 @@ WITH new AS MATERIALIZED (
     ON CONFLICT (equipment_id) WHERE active DO NOTHING
     RETURNING id
 )
-INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, active)
+INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
+                  active)
 SELECT id, equipment_id, timeout_seconds, parameters::json,
-       timeout_seconds + $5, {NOW} + $6::interval, false
+       timeout_seconds + $5, {NOW} + $6::interval, $7, false
 FROM new WHERE id NOT IN (SELECT id FROM first) ORDER BY position
 RETURNING equipment_id
 """
@@ -47,9 +49,16 @@ class NewTask:
 
 
 async def insert(
-    connection: Queries, tasks: Sequence[NewTask], *, grace_seconds: float, deadline_seconds: float
+    connection: Queries,
+    tasks: Sequence[NewTask],
+    *,
+    grace_seconds: float,
+    deadline_seconds: float,
+    keep_parameters: str = "failed",
 ) -> None:
     """Store new tasks: the first of each device becomes due, unless one is active already; the others wait.
+
+    `keep_parameters` (failed, all, none) says whose are kept when they end.
 
     Waits for no row that somebody else holds. So the active task may end, and find nothing waiting, while one that
     has to wait for it is being stored: who commits last sees the other, and promotes (see `promotion.promote`).
@@ -62,5 +71,6 @@ async def insert(
         [task.parameters for task in tasks],
         grace_seconds,
         timedelta(seconds=deadline_seconds),
+        keep_parameters,
     )
     await promotion.promote(connection, [row["equipment_id"] for row in waiting])

@@ -6,7 +6,16 @@ from uuid import UUID
 
 from service_b.database import Queries
 
-LOOK_UP = "SELECT id, equipment_id, code FROM task WHERE id = ANY($1::uuid[])"
+LOOK_UP = """
+SELECT asked.id, found.equipment_id, found.code
+FROM unnest($1::uuid[]) AS asked (id)
+CROSS JOIN LATERAL (
+    SELECT equipment_id, NULL AS code FROM task WHERE task.id = asked.id
+    UNION ALL
+    SELECT equipment_id, code FROM finished WHERE finished.id = asked.id
+    OFFSET 0
+) AS found
+"""
 
 
 @dataclass(frozen=True, slots=True)

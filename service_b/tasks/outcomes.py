@@ -7,6 +7,7 @@ from uuid import UUID
 
 from service_b.database import Connection
 from service_b.tasks import deployment, promotion
+from service_b.tasks.endings import MOVE
 from service_b.tasks.states import NOW
 
 APPLY = f"""
@@ -15,23 +16,18 @@ WITH change AS MATERIALIZED (
                          $5::interval[], $6::interval[], $7::boolean[])
     AS change (id, attempt, code, reason, hold, backoff, unknown)
 ), locked AS MATERIALIZED (
-    -- It counts if its task is active (not waiting, not finished) and at this very attempt. A final answer counts
-    -- though the task is due again.
+    -- It counts if its task is active (not waiting) and at this very attempt. A final answer counts though the task is
+    -- due again.
     SELECT change.*,
         mine.active AND mine.attempt = change.attempt AND (change.code IS NOT NULL OR mine.due_at IS NULL) AS counts
     FROM change CROSS JOIN LATERAL (
         SELECT attempt, due_at, active FROM task WHERE task.id = change.id OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS mine
-), applied AS (
+), again AS (
     UPDATE task SET
-        status = CASE WHEN locked.code IS NULL THEN 'pending' WHEN locked.code = 200 THEN 'success' ELSE 'error' END,
-        code = locked.code,
         reason = locked.reason,
-        active = locked.code IS NULL,
-        finished_at = CASE WHEN locked.code IS NOT NULL THEN now() END,
         -- Not before the device is free; else politely late, but not too late for another attempt.
-        due_at = CASE WHEN locked.code IS NULL
-            THEN greatest({NOW} + locked.hold, least({NOW} + locked.backoff, deadline_at)) END,
+        due_at = greatest({NOW} + locked.hold, least({NOW} + locked.backoff, deadline_at)),
         begun_at = NULL,
         overdue_at = NULL,
         unknowns = unknowns + locked.unknown::integer,
@@ -39,14 +35,18 @@ WITH change AS MATERIALIZED (
         deadline_at = CASE WHEN locked.unknown AND unknowns + 1 >= $8
             THEN least(deadline_at, {NOW} + locked.hold) ELSE deadline_at END
     FROM locked
-    WHERE counts AND task.id = locked.id
+    WHERE counts AND locked.code IS NULL AND task.id = locked.id
       -- Says the same once more: so the table is never read but by its key, whatever the statistics say.
       AND task.id = ANY(ARRAY(SELECT id FROM locked))
-    RETURNING task.id, task.attempt, task.equipment_id, task.created_at, task.active, task.due_at <= {NOW} AS due
-)
-SELECT false AS held, * FROM applied
+    RETURNING task.id, task.attempt, task.created_at, task.due_at <= {NOW} AS due
+), ending AS (
+    SELECT id, code, reason FROM locked WHERE counts AND code IS NOT NULL
+), {MOVE}
+SELECT false AS held, id, attempt, created_at, due, NULL AS freed FROM again
 UNION ALL
-SELECT true, change.id, change.attempt, NULL, NULL, NULL, NULL
+SELECT false, id, attempt, created_at, false, equipment_id FROM ended
+UNION ALL
+SELECT true, change.id, change.attempt, NULL, NULL, NULL
 FROM change CROSS JOIN LATERAL (SELECT FROM task WHERE task.id = change.id OFFSET 0) AS found
 WHERE change.id NOT IN (SELECT id FROM locked)
 """
@@ -102,7 +102,7 @@ async def apply(connection: Connection, changes: Sequence[Change], *, max_attemp
             max_attempts,
         )
         applied = [row for row in rows if not row["held"]]
-        freed = [row["equipment_id"] for row in applied if not row["active"]]
+        freed = [row["freed"] for row in applied if row["freed"]]
         await promotion.promote(connection, freed)
         if any(row["due"] for row in applied):
             await deployment.announce(connection)

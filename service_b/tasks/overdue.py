@@ -16,9 +16,9 @@ WHERE {DISPATCHED} ORDER BY dispatched_at DESC LIMIT 1
 """
 
 LATEST_ANSWERED = """
-SELECT max(task.dispatched_at)
-FROM unnest($1::uuid[], $2::integer[]) AS ended (id, attempt)
-CROSS JOIN LATERAL (SELECT attempt, code, dispatched_at FROM task WHERE task.id = ended.id OFFSET 0) AS task
+SELECT max(ended.dispatched_at)
+FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[]) AS ended (id, attempt, dispatched_at)
+CROSS JOIN LATERAL (SELECT attempt, code FROM finished WHERE finished.id = ended.id OFFSET 0) AS task
 WHERE task.attempt = ended.attempt AND task.code IN (200, 404)
 """
 
@@ -58,6 +58,7 @@ async def latest_answered(connection: Queries, attempts: Sequence[Attempt]) -> d
         LATEST_ANSWERED,
         [attempt.id for attempt in attempts],
         [attempt.number for attempt in attempts],
+        [attempt.dispatched_at for attempt in attempts],
     )
     return dispatched_at
 

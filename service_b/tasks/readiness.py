@@ -4,14 +4,15 @@ import asyncpg
 
 from service_b.database import STORAGE_ERRORS, Queries, describe
 
-PROBE = "SELECT FROM task LIMIT 0"
+PROBE = "SELECT keep_parameters FROM task WHERE false"
+"""The newest column: before the migrations have been, nothing would work."""
 
 
 async def unready(connection: Queries) -> str | None:
     """Say what is missing; None while the task table can be read."""
     try:
         await connection.execute(PROBE)
-    except asyncpg.UndefinedTableError:
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
         return "database: not migrated"
     except STORAGE_ERRORS as error:
         return f"database: {describe(error)}"

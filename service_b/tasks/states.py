@@ -1,4 +1,4 @@
-"""The states of a task as SQL conditions on its row, and the time they are judged by, in this one place.
+"""The states of an unfinished task as SQL conditions on its row, and the time they are judged by.
 
 The package's docstring says what they mean. The indexes of db/migrations are made for the same words.
 """
@@ -10,25 +10,22 @@ compared with. See `clock`.
 What people are told (`created_at`, `finished_at`) is the database's plain clock.
 """
 
-PENDING = "status = 'pending'"
-"""Not finished: in one of the four states that follow."""
-
-WAITING = f"{PENDING} AND NOT active"
+WAITING = "NOT active"
 """Another task of its device comes first."""
 
 DUE = "due_at IS NOT NULL"
 """Its next attempt may be dispatched at `due_at`, which may lie in the future."""
 
-DISPATCHED = "active AND due_at IS NULL AND begun_at IS NULL"
-"""An attempt is on its way, and nobody has begun its call."""
+DISPATCHED = "(active AND due_at IS NULL AND begun_at IS NULL) IS NOT FALSE"
+"""An attempt is on its way, and nobody has begun its call.
+
+So written, PostgreSQL does not see that it is active, and does not look for it among all that are.
+"""
 
 RUNNING = "begun_at IS NOT NULL"
 """A call of service A is under way, under `lease`; its outcome is awaited until `overdue_at`."""
 
-FINISHED = "status <> 'pending'"
-"""Has its final status, for good."""
-
-AT_HOME = f"{PENDING} AND (active AND due_at IS NULL) IS FALSE"
+AT_HOME = "(active AND due_at IS NULL) IS FALSE"
 """Waiting or due: service A has nothing to do with it, unless `due_at` lies in the future and holds the device.
 
 So written, PostgreSQL does not see that whatever waits is at home, and does not look for it in this one's index, too.

@@ -31,7 +31,7 @@ def measure(stage: Stage, report: Report) -> None:
         with stage.room(f"{name}_empty") as empty, stage.room(name) as grown:
             fill(grown, rows)
             for room in (empty, grown):
-                room.sql("VACUUM (ANALYZE) task")
+                room.sql("VACUUM (ANALYZE) task, finished")
             empty.sql("CHECKPOINT")
             webs = [room.start("service_b") for room in (empty, grown)]
             web_rates = [_web_rates(stage, room, web) for room, web in zip((empty, grown), webs, strict=True)]
@@ -39,7 +39,13 @@ def measure(stage: Stage, report: Report) -> None:
             for web in webs:
                 web.terminate()
             _compare(stage, report, f"growth.{state}", [_path_rate(stage, room) for room in (empty, grown)])
-            row = grown.sql("SELECT pg_total_relation_size('task') AS size, count(*) FROM task")[0]
+            row = grown.sql(
+                """
+                SELECT sum(pg_total_relation_size(oid))::bigint AS size,
+                       (SELECT count(*) FROM task) + (SELECT count(*) FROM finished) AS count
+                FROM pg_class WHERE relkind = 'r' AND relname ~ '^(task$|finished)'
+                """
+            )[0]
             report.add(f"growth.{state}.rows", row["count"], "")
             report.add(f"growth.{state}.row", row["size"] / row["count"], "bytes")
 
@@ -83,11 +89,14 @@ def _grown(stage: Stage, room: Room, state: str) -> list[str]:
     """Paths of some of the tasks that were there before, from all over the table."""
     rows = room.sql(
         """
-        WITH sample AS (SELECT id, equipment_id, code FROM task TABLESAMPLE SYSTEM (5))
+        WITH sample AS (
+            SELECT 'unfinished' AS state, id, equipment_id FROM task TABLESAMPLE SYSTEM (5)
+            UNION ALL SELECT 'finished', id, equipment_id FROM finished TABLESAMPLE SYSTEM (5)
+        )
         SELECT id, equipment_id FROM sample
-        WHERE equipment_id LIKE 'GROWN%' AND (code IS NULL) = $1 ORDER BY random() LIMIT $2
+        WHERE equipment_id LIKE 'GROWN%' AND state = $1 ORDER BY random() LIMIT $2
         """,
-        state == "unfinished",
+        state,
         stage.sizes.asked,
     )
     return [f"/api/v1/equipment/cpe/{row['equipment_id']}/task/{row['id']}" for row in rows]
@@ -96,10 +105,7 @@ def _grown(stage: Stage, room: Room, state: str) -> list[str]:
 def _forget_queue(room: Room) -> None:
     """End the tasks that the measuring of accept has left in the queue, so that the path begins empty."""
     room.purge()
-    room.sql(
-        "UPDATE task SET status = 'success', code = 200, active = false, due_at = NULL, finished_at = now() "
-        "WHERE active AND equipment_id NOT LIKE 'GROWN%'"
-    )
+    room.end("active AND equipment_id NOT LIKE 'GROWN%'")
 
 
 def fill_pending(room: Room, rows: int) -> None:
@@ -128,11 +134,10 @@ def fill_finished(room: Room, rows: int) -> None:
         count = min(left, BATCH)
         room.sql(
             """
-            INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at,
-                              active, status, code, reason, attempt, dispatched_at, finished_at)
-            SELECT uuidv7(interval '-1 hour'), 'GROWN' || lpad((number % 1000000)::text, 8, '0'), 14,
-                   '{"username":"admin","password":"admin","vlan":534,"interfaces":[1,2,3,4]}', 89,
-                   now() + interval '1 day', false, 'success', 200, '200 success', 1, now(), now()
+            INSERT INTO finished (id, seq, created_at, finished_at, timeout_seconds, attempt, code, status,
+                                  equipment_id, reason)
+            SELECT uuidv7(interval '-1 hour'), number, now(), now(), 14, 1, 200, 'success',
+                   'GROWN' || lpad((number % 1000000)::text, 8, '0'), '200 success'
             FROM generate_series($1::integer, $2::integer) AS number
             """,
             left - count + 1,

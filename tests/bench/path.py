@@ -50,7 +50,7 @@ def send_through(room: Room, processes: list[Process], count: int, prefix: str) 
     costs = per_task(meter.seconds(), count)
     row = room.sql(
         "SELECT count(*), extract(epoch FROM max(finished_at))::double precision AS last "
-        "FROM task WHERE id >= $1 AND status = 'success' AND attempt = 1",
+        "FROM finished WHERE id >= $1 AND status = 'success' AND attempt = 1",
         first_id(result.began),
     )[0]
     if row["count"] != count:

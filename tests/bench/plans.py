@@ -22,7 +22,7 @@ def measure(stage: Stage, report: Report) -> None:
             room.sql("ALTER TABLE task SET (autovacuum_enabled = off)")
             if fill:
                 fill(room, stage.sizes.pending)
-            room.sql("VACUUM (ANALYZE) task")
+            room.sql("VACUUM (ANALYZE) task, finished")
             systems[state] = room, room.start_all()
             send_through(*systems[state], stage.sizes.tasks // 4, "WARM")
         for turn in range(stage.sizes.rounds):

@@ -71,7 +71,7 @@ def _by_the_clock(stage: Stage, room: Room, processes: list[Process], report: Re
             """
             SELECT percentile_disc($1) WITHIN GROUP (ORDER BY extract(epoch FROM finished_at - created_at))
                 ::double precision AS seconds
-            FROM task WHERE id >= $2
+            FROM finished WHERE id >= $2
             """,
             share,
             first_id(result.began + sizes.delay_seconds),
@@ -87,7 +87,7 @@ def _configurator(processes: list[Process]) -> Process:
 def _ended(room: Room, since: object, count: int) -> dict[str, float]:
     row = room.sql(
         "SELECT count(*), extract(epoch FROM max(finished_at))::double precision AS last "
-        "FROM task WHERE id >= $1 AND status = 'success' AND attempt = 1",
+        "FROM finished WHERE id >= $1 AND status = 'success' AND attempt = 1",
         since,
     )[0]
     if row["count"] != count:

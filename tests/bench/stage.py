@@ -15,6 +15,7 @@ import uvloop
 from yarl import URL
 
 from messaging.topology import dead_letter_queue
+from service_b.tasks.endings import MOVE
 from tests.queues import count_ready
 from tests.system.migrate import migrate
 from tests.system.postgres import PostgreSQL
@@ -136,6 +137,16 @@ class Room:
             return count
 
         return uvloop.run(ask())
+
+    def end(self, condition: str, *arguments: object) -> None:
+        """End the tasks that meet a condition, as service A's 200 would."""
+        self.sql(
+            f"""
+            WITH ending AS MATERIALIZED (SELECT id, 200 AS code, '200 success' AS reason FROM task WHERE {condition}),
+            {MOVE} SELECT FROM ended
+            """,
+            *arguments,
+        )
 
     def purge(self) -> None:
         """Empty the queues."""

@@ -31,14 +31,13 @@ def make_tasks(stage: Stage, room: Room, web: Process) -> dict[str, list[str]]:
     asked = stage.sizes.asked
     result = generate(Load(web.port, 64, count=2 * asked, prefix="STATUS"))
     room.wait_for_dispatch(first_id(result.began))
-    room.sql(
+    room.end("equipment_id >= $1 AND equipment_id < 'STATUS9'", f"STATUS{asked:08}")
+    rows = room.sql(
         """
-        UPDATE task SET status = 'success', code = 200, active = false, finished_at = now(), reason = '200 success'
-        WHERE equipment_id >= $1 AND equipment_id < 'STATUS9'
-        """,
-        f"STATUS{asked:08}",
+        SELECT id, equipment_id, NULL AS code FROM task WHERE equipment_id LIKE 'STATUS%'
+        UNION ALL SELECT id, equipment_id, code FROM finished WHERE equipment_id LIKE 'STATUS%'
+        """
     )
-    rows = room.sql("SELECT id, equipment_id, code FROM task WHERE equipment_id LIKE 'STATUS%'")
     paths: dict[str, list[str]] = {"unfinished": [], "finished": []}
     for id_, serial, code in rows:
         paths["finished" if code else "unfinished"].append(f"/api/v1/equipment/cpe/{serial}/task/{id_}")

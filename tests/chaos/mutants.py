@@ -98,11 +98,11 @@ MUTANTS = (
         frozenset({"repeated"}),
     ),
     Mutant(
-        "no status='pending' guard",
-        "service_b/tasks/outcomes.py",
-        [("mine.active AND mine.attempt", "mine.attempt")],
+        "an error is not moved, only removed",
+        "service_b/tasks/endings.py",
+        [("    FROM gone\n", "    FROM gone WHERE code = 200\n")],
         COPIES,
-        frozenset({"doubled"}),
+        frozenset({"lost"}),
     ),
     Mutant(
         "no attempt guard",
@@ -198,7 +198,7 @@ MUTANTS = (
     Mutant(
         "dispatched tasks expire",
         "service_b/tasks/states.py",
-        [('AT_HOME = f"{PENDING} AND (active AND due_at IS NULL) IS FALSE"', "AT_HOME = PENDING")],
+        [('AT_HOME = "(active AND due_at IS NULL) IS FALSE"', 'AT_HOME = "true"')],
         HASTY,
         frozenset({"overlapping"}),
     ),

@@ -61,7 +61,7 @@ class Web:
 async def _count(url: str) -> int:
     connection = await asyncpg.connect(url)
     try:
-        count: int = await connection.fetchval("SELECT count(*) FROM task")
+        count: int = await connection.fetchval("SELECT (SELECT count(*) FROM task) + (SELECT count(*) FROM finished)")
         return count
     finally:
         await connection.close()

@@ -64,6 +64,7 @@ WEB = (
         "MAX_CONNECTIONS": "",
         "SERVICE_A_GRACE_SECONDS": "75",
         "TASK_DEADLINE_SECONDS": "86400",
+        "KEEP_PARAMETERS": "failed",
     }
 )
 RESULTS = (
@@ -178,6 +179,7 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch) ->
         "HEALTH_PORT": "1",
         "MAX_CONNECTIONS": "1",
         "REUSE_PORT": "true",
+        "KEEP_PARAMETERS": "all",
         "AMQP_URL": "",
         "DATABASE_URL": "",
         "APP_HOST": "127.0.0.1",

@@ -1,9 +1,12 @@
 """`python -m tests.system.schema`: writes `db/schema.sql`, what the migrations amount to."""
 
+import asyncio
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import asyncpg
 
 from tests.system.migrate import migrate
 from tests.system.postgres import PostgreSQL, installed_programs
@@ -13,7 +16,8 @@ SCHEMA_FILE = ROOT / "db" / "schema.sql"
 
 
 def dump_schema(url: str, file: Path) -> None:
-    """Write the schema of a migrated database to a file, as dbmate writes it."""
+    """Write the schema of a migrated database to a file, as dbmate writes it; drop the days' partitions first."""
+    asyncio.run(_drop_partitions(url))
     environment = base_environment()
     # pg_dump must be at least as new as the server.
     environment["PATH"] = f"{installed_programs()}:{environment['PATH']}"
@@ -31,6 +35,13 @@ def dump_schema(url: str, file: Path) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"dbmate dump: {done.stderr or done.stdout}")
+
+
+async def _drop_partitions(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    while await connection.fetchval("SELECT finished_drop_oldest(-99, 'infinity')"):
+        pass
+    await connection.close()
 
 
 def main() -> None:

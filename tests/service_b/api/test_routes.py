@@ -24,6 +24,7 @@ from service_b.tasks import inserts
 from tests.clients import Client, requests_at_work, serving
 from tests.conftest import DEADLINE_SECONDS, eventually, new_database
 from tests.system.spawning import free_port
+from tests.tasks import end_by_hand
 
 PATH = "/api/v1/equipment/cpe"
 PARAMETERS = {"username": "admin", "password": "admin", "vlan": 534, "interfaces": [1, 2, 3, 4]}
@@ -76,13 +77,7 @@ async def assert_answer(response: ClientResponse, status: int, body: bytes) -> N
 
 
 async def finish(sql: asyncpg.Connection, path: str, code: int) -> None:
-    status = "success" if code == 200 else "error"
-    await sql.execute(
-        "UPDATE task SET status = $1, code = $2, active = false, due_at = NULL, finished_at = now() WHERE id = $3",
-        status,
-        code,
-        UUID(path.rsplit("/", 1)[1]),
-    )
+    await end_by_hand(sql, "id = $1", UUID(path.rsplit("/", 1)[1]), code=code)
 
 
 # POST
@@ -92,11 +87,11 @@ async def test_post_stores_the_task_and_answers_with_its_id_and_location(
     client: Client, sql: asyncpg.Connection
 ) -> None:
     response = await client.post(f"{PATH}/ABC1234", json=BODY)
-    row = await sql.fetchrow("SELECT id, equipment_id, status, timeout_seconds, parameters FROM task")
+    row = await sql.fetchrow("SELECT id, equipment_id, timeout_seconds, parameters FROM task")
     assert row is not None
     await assert_answer(response, 200, b'{"code":200,"taskId":"%s"}' % str(row["id"]).encode())
     assert response.headers["Location"] == f"{PATH}/ABC1234/task/{row['id']}"
-    assert (row["equipment_id"], row["status"], row["timeout_seconds"]) == ("ABC1234", "pending", 14)
+    assert (row["equipment_id"], row["timeout_seconds"]) == ("ABC1234", 14)
     assert json.loads(row["parameters"]) == PARAMETERS
 
 

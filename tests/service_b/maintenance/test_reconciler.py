@@ -38,7 +38,7 @@ from service_b.tasks.clock import Clock
 from tests.conftest import eventually
 from tests.queues import busy_reader, count_ready, metric, queue_exists, take
 from tests.system.rabbitmq import RabbitMQ
-from tests.tasks import accept, apply, finish, let_time_pass, row, states
+from tests.tasks import accept, apply, end_by_hand, finish, let_time_pass, row, states
 
 A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 LATENESS = 11
@@ -336,13 +336,7 @@ async def test_deadlines_and_stranded_tasks_are_looked_after_without_a_broker(
     finished = metric("tasks_finished_total", code="500")
     old = await accept(pool, A, A, A, deadline_seconds=0.05)
     new = await accept(pool, A, B, B)
-    await sql.execute(
-        """
-        UPDATE task SET status = 'error', code = 500, active = false, due_at = NULL, finished_at = now()
-        WHERE equipment_id = $1 AND active
-        """,
-        B,
-    )
+    await end_by_hand(sql, "equipment_id = $1 AND active", B)
     async with reconciling(pool, broker):
 
         async def all_is_well() -> bool:

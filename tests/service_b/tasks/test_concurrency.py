@@ -66,7 +66,7 @@ async def test_under_concurrent_load_every_task_ends_one_at_a_time_and_in_order(
                 changes = [change for change in changes if (change.id, change.attempt) in applied.held]
 
         async def sql_pending() -> bool:
-            return bool(await pool.fetchval("SELECT EXISTS (SELECT FROM task WHERE status = 'pending')"))
+            return bool(await pool.fetchval("SELECT EXISTS (SELECT FROM task)"))
 
         async def expire_many() -> None:
             while inserting or await sql_pending():
@@ -80,7 +80,7 @@ async def test_under_concurrent_load_every_task_ends_one_at_a_time_and_in_order(
             await asyncio.gather(*others)
         assert await promote_stranded(pool, "", 100) == ("", 0)
 
-    ended = {found["id"]: found for found in await sql.fetch("SELECT id, equipment_id, status, code FROM task")}
+    ended = {found["id"]: found for found in await sql.fetch("SELECT id, equipment_id, status, code FROM finished")}
     assert len(ended) == sum(len(ids) for ids in accepted)
     assert {found["status"] for found in ended.values()} == {"success", "error"}
     order = {id_: position for ids in served.values() for position, id_ in enumerate(ids)}

@@ -48,24 +48,27 @@ async def test_no_statement_of_the_busy_path_reads_the_backlog(
     one_connection: asyncpg.Pool, sql: asyncpg.Connection, planned: str
 ) -> None:
     """100,000 due, 10,000 waiting for one device, 5,000 finished: each statement reads a few times what it returns."""
-    await sql.execute("ANALYZE task")
+    await sql.execute("ANALYZE task, finished")
     await ask_everything(one_connection)
     await sql.execute(
         """
         INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, active,
-                          due_at, status, code, finished_at, attempt, dispatched_at)
-        SELECT gen_random_uuid(), CASE WHEN n <= 100000 THEN 'DEVICE' || n WHEN n <= 110000 THEN 'DEVICE1'
-               ELSE 'DEVICE' || n END,
+                          due_at)
+        SELECT gen_random_uuid(), CASE WHEN n <= 100000 THEN 'DEVICE' || n ELSE 'DEVICE1' END,
                1, '{"username": "admin", "password": "admin"}', 1, now() + interval '1 day', n <= 100000,
-               CASE WHEN n <= 100000 THEN now() - interval '1 hour' + n * interval '1 ms' END,
-               CASE WHEN n <= 110000 THEN 'pending' ELSE 'success' END,
-               CASE WHEN n > 110000 THEN 200 END, CASE WHEN n > 110000 THEN now() END,
-               CASE WHEN n > 110000 THEN 1 ELSE 0 END, CASE WHEN n > 110000 THEN now() END
-        FROM generate_series(1, 115000) AS n
+               CASE WHEN n <= 100000 THEN now() - interval '1 hour' + n * interval '1 ms' END
+        FROM generate_series(1, 110000) AS n
+        """
+    )
+    await sql.execute(
+        """
+        INSERT INTO finished (id, seq, created_at, finished_at, timeout_seconds, attempt, code, status, equipment_id)
+        SELECT gen_random_uuid(), n, now(), now(), 1, 1, 200, 'success', 'DEVICE' || n
+        FROM generate_series(1, 5000) AS n
         """
     )
     if planned == "for this table":
-        await sql.execute("VACUUM ANALYZE task")
+        await sql.execute("VACUUM ANALYZE task, finished")
     pool = one_connection
     batch = 20
 

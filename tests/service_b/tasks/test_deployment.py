@@ -23,7 +23,7 @@ async def mine(database: DatabaseSettings) -> AsyncIterator[asyncpg.Connection]:
 @pytest.fixture
 async def theirs(database_url: str, sql: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
     await sql.execute("CREATE SCHEMA customer")
-    for table in ("task", "task_clock", "maintenance"):
+    for table in ("task", "finished", "task_clock", "maintenance"):
         await sql.execute(f"CREATE TABLE customer.{table} (LIKE {table} INCLUDING ALL)")
     await sql.execute("INSERT INTO customer.task_clock DEFAULT VALUES; INSERT INTO customer.maintenance DEFAULT VALUES")
     url = URL(database_url).update_query(search_path="customer")

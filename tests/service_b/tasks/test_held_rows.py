@@ -27,9 +27,7 @@ from tests.tasks import (
 
 LOCKED = "SELECT FROM task WHERE id = $1 FOR UPDATE"
 CHANGED = "UPDATE task SET reason = 'backfill' WHERE id = $1"
-ENDED = """
-    UPDATE task SET status = 'error', code = 500, active = false, due_at = NULL, finished_at = now() WHERE id = $1
-"""
+ENDED = "DELETE FROM task WHERE id = $1"
 
 
 @asynccontextmanager

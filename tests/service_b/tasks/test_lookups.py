@@ -3,18 +3,12 @@
 from uuid import uuid4
 
 import asyncpg
+from uuid_utils.compat import uuid7
 
+from service_b.database import DatabaseSettings, connect
 from service_b.tasks import lookups
 from service_b.tasks.lookups import Status
-from tests.tasks import (
-    A,
-    B,
-    C,
-    accept,
-    apply,
-    claimed_by_id,
-    finish,
-)
+from tests.tasks import A, B, C, accept, apply, claimed_by_id, finish, one_of_each
 
 
 async def test_statuses_come_in_the_order_asked_for(pool: asyncpg.Pool) -> None:
@@ -23,3 +17,22 @@ async def test_statuses_come_in_the_order_asked_for(pool: asyncpg.Pool) -> None:
     await apply(pool, finish(claimed[ids[0]]), finish(claimed[ids[1]], 404))
     asked = [ids[2], uuid4(), ids[1], ids[0], ids[1]]
     assert await lookups.look_up(pool, asked) == [Status(C, None), None, Status(B, 404), Status(A, 200), Status(B, 404)]
+
+
+async def test_tasks_of_every_state_are_found(pool: asyncpg.Pool) -> None:
+    tasks = await one_of_each(pool)
+    found = await lookups.look_up(pool, [dispatch.id for dispatch in tasks.values()])
+    codes = [status and status.code for status in found]
+    assert codes == [{"success": 200, "error": 404}.get(state) for state in tasks]
+    assert None not in found
+
+
+async def test_a_look_up_reaches_one_partition_for_each_task(database: DatabaseSettings) -> None:
+    """At run time: the plan is of before the ids are known."""
+    connection = await connect(database)
+    await connection.execute(f"PREPARE look_up AS {lookups.LOOK_UP}")
+    lines = await connection.fetch(f"EXPLAIN (ANALYZE, COSTS OFF) EXECUTE look_up('{{{uuid7()}}}')")
+    await connection.close()
+    reached = [line[0] for line in lines if "on finished_" in line[0]]
+    assert len(reached) > 8
+    assert len([line for line in reached if "never executed" not in line]) == 1

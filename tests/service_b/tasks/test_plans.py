@@ -18,15 +18,39 @@ from service_b.database import DatabaseSettings, connect
 READS_ALL = {"COUNT"}
 """Asked twenty times a minute at most, for what is unfinished."""
 
+DAYS = 30
+"""So many days ago the oldest finished task was accepted; a partition for each, a week ahead, and the default one."""
+
+PARTITION = "SELECT finished_make_partition((now() AT TIME ZONE 'UTC')::date - $1::integer)"
+
+UNWATCHED = """
+    DO $$ DECLARE name regclass; BEGIN
+        FOR name IN SELECT 'task'::regclass UNION ALL SELECT inhrelid FROM pg_inherits
+                    WHERE inhparent = 'finished'::regclass LOOP
+            EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', name);
+        END LOOP;
+    END $$
+"""
+
+FORGET = """
+    DELETE FROM pg_statistic WHERE starelid IN ('task'::regclass, 'finished'::regclass)
+    OR starelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'finished'::regclass)
+"""
+
 FILL = """
     INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, active,
-                      due_at, status, code, finished_at, attempt, dispatched_at)
-    SELECT gen_random_uuid(), 'DEVICE' || CASE WHEN n % 3 = 0 THEN n - 1 ELSE n END, 1, '{}', 1,
-           now() + interval '1 day', NOT $2 AND n % 3 <> 0,
-           CASE WHEN NOT $2 AND n % 3 = 1 THEN now() - n * interval '1 ms' END,
-           CASE WHEN $2 THEN 'success' ELSE 'pending' END, CASE WHEN $2 THEN 200 END, CASE WHEN $2 THEN now() END,
-           CASE WHEN $2 OR n % 3 = 2 THEN 1 ELSE 0 END,
-           CASE WHEN $2 OR n % 3 = 2 THEN now() - n * interval '1 ms' END
+                      due_at, attempt, dispatched_at)
+    SELECT gen_random_uuid(), $2 || CASE WHEN n % 3 = 0 THEN n - 1 ELSE n END, 1, '{}', 1,
+           now() + interval '1 day', n % 3 <> 0, CASE WHEN n % 3 = 1 THEN now() - n * interval '1 ms' END,
+           CASE WHEN n % 3 = 2 THEN 1 ELSE 0 END, CASE WHEN n % 3 = 2 THEN now() - n * interval '1 ms' END
+    FROM generate_series(1, $1::integer) AS n
+"""
+
+FILL_FINISHED = """
+    INSERT INTO finished (id, seq, created_at, finished_at, timeout_seconds, attempt, code, status, equipment_id)
+    SELECT overlay(gen_random_uuid()::text PLACING left(
+               finished_first_id((now() AT TIME ZONE 'UTC')::date - n % $2::integer)::text, 13) FROM 1)::uuid,
+           n, now(), now(), 1, 1, 200, 'success', 'DEVICE' || n
     FROM generate_series(1, $1::integer) AS n
 """
 
@@ -87,10 +111,11 @@ def faults(plan: dict[str, Any]) -> list[str]:
     whole = str(plan)
     for node in nodes(plan):
         kind = node["Node Type"]
-        if node.get("Relation Name") == "task" and kind != "ModifyTable":
+        table = node.get("Relation Name", "")
+        if (table == "task" or table.startswith("finished")) and kind != "ModifyTable":
             ordered_only = node.get("parent") == "Limit" and "Filter" not in node
             if "Index" not in kind or not ("Index Cond" in node or ordered_only):
-                found.append(f"{kind} of task without a key")
+                found.append(f"{kind} of {table} without a key")
         if kind == "Nested Loop" and not looks_up(node["Plans"][1]):
             found.append(f"Nested Loop over {node['Plans'][1]['Node Type']}")
         name = node.get("Subplan Name", "")
@@ -102,10 +127,14 @@ def faults(plan: dict[str, Any]) -> list[str]:
 @pytest.fixture
 async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(database_url)
-    # Nobody else shall analyze it meanwhile.
-    await connection.execute("ALTER TABLE task SET (autovacuum_enabled = off)")
+    for day in range(1, DAYS):
+        await connection.execute(PARTITION, day)
+    # Nobody else shall analyze them meanwhile.
+    await connection.execute(UNWATCHED)
     yield connection
-    await connection.execute("ALTER TABLE task RESET (autovacuum_enabled)")
+    await connection.execute(UNWATCHED.replace("SET (autovacuum_enabled = off)", "RESET (autovacuum_enabled)"))
+    while await connection.fetchval("SELECT finished_drop_oldest(0, now())"):
+        pass
     await connection.close()
 
 
@@ -114,42 +143,58 @@ async def never_analyzed(admin: asyncpg.Connection) -> None:
 
 
 async def analyzed_while_empty(admin: asyncpg.Connection) -> None:
-    await admin.execute("VACUUM ANALYZE task")
+    await admin.execute("VACUUM ANALYZE task, finished")
 
 
 async def grown_since_analyzed_while_empty(admin: asyncpg.Connection) -> None:
-    await admin.execute("VACUUM ANALYZE task")
-    await admin.execute(FILL, 20_000, False)
+    await admin.execute("VACUUM ANALYZE task, finished")
+    await grown_but_never_analyzed(admin)
 
 
 async def grown_but_never_analyzed(admin: asyncpg.Connection) -> None:
-    await admin.execute(FILL, 20_000, False)
+    await admin.execute(FILL, 20_000, "DEVICE")
+    await admin.execute(FILL_FINISHED, 20_000, DAYS)
 
 
-async def all_pending(admin: asyncpg.Connection) -> None:
-    await admin.execute(FILL, 20_000, False)
-    await admin.execute("VACUUM ANALYZE task")
+async def all_unfinished(admin: asyncpg.Connection) -> None:
+    await admin.execute(FILL, 20_000, "DEVICE")
+    await admin.execute("VACUUM ANALYZE task, finished")
 
 
 async def all_finished(admin: asyncpg.Connection) -> None:
-    await admin.execute(FILL, 20_000, True)
-    await admin.execute("VACUUM ANALYZE task")
+    await admin.execute(FILL_FINISHED, 20_000, DAYS)
+    await admin.execute("VACUUM ANALYZE task, finished")
 
 
-async def all_finished_then_pending(admin: asyncpg.Connection) -> None:
+async def all_finished_today(admin: asyncpg.Connection) -> None:
+    await admin.execute(FILL_FINISHED, 20_000, 1)
+    await admin.execute("VACUUM ANALYZE task, finished")
+
+
+async def all_finished_then_unfinished(admin: asyncpg.Connection) -> None:
     await all_finished(admin)
-    await admin.execute(FILL, 20_000, False)
+    await admin.execute(FILL, 20_000, "DEVICE")
 
 
-async def one_pending(admin: asyncpg.Connection) -> None:
-    await admin.execute(FILL, 1, False)
-    await admin.execute("VACUUM ANALYZE task")
+async def emptied_since_analyzed_while_full(admin: asyncpg.Connection) -> None:
+    """What is known of the columns stays."""
+    await grown_but_never_analyzed(admin)
+    await admin.execute("VACUUM ANALYZE task, finished")
+    await admin.execute("TRUNCATE task, finished")
+    await admin.execute("VACUUM ANALYZE task, finished")
+
+
+async def one_unfinished(admin: asyncpg.Connection) -> None:
+    await admin.execute(FILL, 1, "DEVICE")
+    await admin.execute("VACUUM ANALYZE task, finished")
 
 
 async def grown_a_hundredfold(admin: asyncpg.Connection) -> None:
-    await admin.execute(FILL, 200, False)
-    await admin.execute("VACUUM ANALYZE task")
-    await admin.execute(FILL.replace("'DEVICE' ||", "'GROWN' ||"), 20_000, False)
+    await admin.execute(FILL, 200, "DEVICE")
+    await admin.execute(FILL_FINISHED, 200, 1)
+    await admin.execute("VACUUM ANALYZE task, finished")
+    await admin.execute(FILL, 20_000, "GROWN")
+    await admin.execute(FILL_FINISHED, 20_000, 1)
 
 
 @pytest.mark.parametrize(
@@ -159,17 +204,19 @@ async def grown_a_hundredfold(admin: asyncpg.Connection) -> None:
         analyzed_while_empty,
         grown_since_analyzed_while_empty,
         grown_but_never_analyzed,
-        all_pending,
+        all_unfinished,
         all_finished,
-        all_finished_then_pending,
-        one_pending,
+        all_finished_today,
+        all_finished_then_unfinished,
+        emptied_since_analyzed_while_full,
+        one_unfinished,
         grown_a_hundredfold,
     ],
 )
 async def test_every_statement_keeps_its_plan(
     reach: Any, admin: asyncpg.Connection, database: DatabaseSettings
 ) -> None:
-    await admin.execute("DELETE FROM pg_statistic WHERE starelid = 'task'::regclass")
+    await admin.execute(FORGET)
     await reach(admin)
     connection = await connect(database)
     try:

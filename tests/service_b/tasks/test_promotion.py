@@ -12,6 +12,7 @@ from tests.tasks import (
     accept,
     apply,
     claimed_by_id,
+    end_by_hand,
     expire,
     finish,
     give_back,
@@ -47,14 +48,7 @@ async def test_what_becomes_due_is_notified_at_once_and_what_is_held_is_not(
 
 
 async def strand(sql: asyncpg.Connection, *devices: str) -> None:
-    """What an operator's own SQL may do: end a task and promote nothing."""
-    await sql.execute(
-        """
-        UPDATE task SET status = 'error', code = 500, active = false, due_at = NULL, finished_at = now()
-        WHERE active AND equipment_id = ANY($1::text[])
-        """,
-        devices,
-    )
+    await end_by_hand(sql, "active AND equipment_id = ANY($1::text[])", devices)
 
 
 async def test_stranded_tasks_are_promoted_round_and_round(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:

@@ -12,7 +12,7 @@ from service_b.database import Connection
 from service_b.tasks import claims
 from service_b.tasks.claims import Dispatch
 from tests.conftest import eventually
-from tests.tasks import A, accept, apply, expire, finish, is_blocked, promote_stranded, states
+from tests.tasks import A, accept, apply, end_by_hand, expire, finish, is_blocked, promote_stranded, states
 
 
 class SlowCommit:
@@ -124,12 +124,6 @@ async def test_a_promotion_gives_way_to_a_new_task_that_was_quicker(
 
 async def test_a_new_task_does_not_overtake_one_that_is_stranded(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
     first, second = await accept(pool, A, A)
-    await sql.execute(
-        """
-        UPDATE task SET status = 'error', code = 500, active = false, due_at = NULL, finished_at = now()
-        WHERE id = $1
-        """,
-        first,
-    )
+    await end_by_hand(sql, "id = $1", first)
     [third] = await accept(pool, A)
     assert await states(sql, [second, third]) == ["due", "waiting"]

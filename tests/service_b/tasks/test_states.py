@@ -9,7 +9,7 @@ import pytest
 
 from service_b.tasks import claims, leases
 from service_b.tasks.claims import Dispatch
-from service_b.tasks.states import AT_HOME, DISPATCHED, DUE, FINISHED, PENDING, RUNNING, WAITING
+from service_b.tasks.states import AT_HOME, DISPATCHED, DUE, RUNNING, WAITING
 from tests.tasks import apply, expire, finish, give_back, let_time_pass, one_of_each, promote_stranded, states
 
 STATES = ["waiting", "due", "dispatched", "running", "success", "error"]
@@ -19,12 +19,10 @@ async def test_each_condition_holds_for_the_states_that_it_names(pool: asyncpg.P
     named = {dispatch.id: state for state, dispatch in (await one_of_each(pool)).items()}
     assert await states(sql, list(named)) == list(named.values()) == STATES
     for condition, expected in {
-        PENDING: {"waiting", "due", "dispatched", "running"},
         WAITING: {"waiting"},
         DUE: {"due"},
         DISPATCHED: {"dispatched"},
         RUNNING: {"running"},
-        FINISHED: {"success", "error"},
         AT_HOME: {"waiting", "due"},
         "active": {"due", "dispatched", "running"},
     }.items():
