@@ -1,10 +1,14 @@
-"""Accepting tasks: one web process, PostgreSQL committing durably, the relay handing every task to the broker."""
+"""Accepting tasks: one web process, PostgreSQL committing durably, the relay handing every task to the broker.
+
+The relay hands over what is taken, so somebody takes it.
+"""
 
 from tests.bench.floor import handler_rate
 from tests.bench.load import Load, Result, generate
 from tests.bench.meter import Meter
 from tests.bench.report import Report
 from tests.bench.stage import Room, Stage, first_id, per_task, pids
+from tests.bench.taker import taking
 from tests.system.processes import Process
 from tests.system.spawning import free_port
 
@@ -20,7 +24,7 @@ def measure(stage: Stage, report: Report) -> None:
             meter = Meter(room.servers | pids([web]))
             result = generate(Load(web.port, connections, seconds=stage.sizes.seconds, prefix=f"D{connections}X"))
             _note(report, name, result, result.rate, per_task(meter.seconds(), result.count))
-    with stage.room("accept") as room:
+    with stage.room("accept") as room, taking(room):
         web = room.start("service_b")
         warm_up(room, web, stage)
         for connections in (64, 512):

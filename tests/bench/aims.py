@@ -132,7 +132,15 @@ AIMS = (
     *(
         growth_ratio(state, rate)
         for state in ("pending", "finished", "one device")
-        for rate in ("accept", "status unfinished", "status finished", "path")
+        for rate in ("accept", "status unfinished", "path")
+    ),
+    growth_ratio("finished", "status finished"),
+    Ratio("a day dropped, duration", lambda f: f["drop.seconds, worst"], at_most=1, unit="s"),
+    Ratio(
+        "a day dropped, POST's longest less that without",
+        lambda f: f["drop.POST's longest, a day dropped"] - f["drop.POST's longest, none dropped"],
+        at_most=100,
+        unit="ms",
     ),
     *(
         Ratio(f"{title}, {what}, last third / the one before", flat(section, what), at_most=at_most)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import asyncpg
 
-from tests.bench.growth import fill_pending
+from tests.bench.fills import fill_pending
 from tests.bench.load import Load, generate
 from tests.bench.path import send_through
 from tests.bench.report import Report

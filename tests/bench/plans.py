@@ -5,7 +5,7 @@ Each table is analyzed once, in one state, and never again: what the path adds i
 
 from contextlib import ExitStack
 
-from tests.bench.growth import fill_finished, fill_pending
+from tests.bench.fills import fill_finished, fill_pending
 from tests.bench.path import send_through
 from tests.bench.report import Report
 from tests.bench.stage import Stage

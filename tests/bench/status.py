@@ -5,12 +5,13 @@ from tests.bench.load import Load, Result, generate
 from tests.bench.meter import Meter
 from tests.bench.report import Report
 from tests.bench.stage import Room, Stage, first_id, per_task, pids
+from tests.bench.taker import taking
 from tests.system.processes import Process
 
 
 def measure(stage: Stage, report: Report) -> None:
     """Measure both."""
-    with stage.room("status") as room:
+    with stage.room("status") as room, taking(room):
         web = room.start("service_b")
         paths = make_tasks(stage, room, web)
         report.add("status.bare handler", handler_rate(stage), "answers/s")
