@@ -3,15 +3,16 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 from uuid import uuid4
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
-from tests.chaos.rig import CONFIGURED, TO_CONFIGURE, Rig
-from tests.chaos.service_a import SLOW
+from messaging.topology import dead_letter_queue
+from tests.chaos.rig import CONFIGURED, LIMIT_SECONDS, TO_CONFIGURE, Rig
 
 EXCHANGE = "exchange"
 KEYS = {TO_CONFIGURE: "to_configure_key", CONFIGURED: "configured_key"}
@@ -52,42 +53,84 @@ async def poisoned(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
     yield
 
 
-async def duplicated(key: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
-    """Copies of real messages, as a spy sees them, at once or when the device is free for the next attempt.
-
-    A copy of work goes to the process that may be at it already (one configurator, calls that take a second): two
-    processes know nothing of each other's calls, and a queue that doubles work by itself is no RabbitMQ.
-    """
-    work = key == KEYS[TO_CONFIGURE]
-    stopped = rig.processes["configurator"][1:] if work else []
-    for process in stopped:
-        await asyncio.to_thread(process.terminate, 60)
+@asynccontextmanager
+async def spying(
+    rig: Rig, key: str, react: Callable[[AbstractChannel, Any], Coroutine[Any, Any, None]]
+) -> AsyncIterator[None]:
+    """See a copy of every message, once, and react to some; wait for the reactions at the end."""
     seen: set[bytes] = set()
-    copying: set[asyncio.Task[None]] = set()
+    reacting: set[asyncio.Task[None]] = set()
     async with rig.amqp() as channel:
         spy = f"spy-{uuid4()}"
         await channel.queue_declare(spy, exclusive=True)
         await channel.queue_bind(spy, EXCHANGE, routing_key=key)
 
-        async def copy(body: bytes, delay: float) -> None:
-            await asyncio.sleep(delay)
+        async def run(body: bytes) -> None:
             with suppress(Exception):  # The broker may be another nemesis's victim.
-                await publish(channel, key, body)
+                await react(channel, json.loads(body))
 
         async def see(message: DeliveredMessage) -> None:
-            body = json.loads(message.body)
-            if message.body in seen or (work and not body["equipment_id"].startswith(SLOW)):
-                return
-            seen.add(message.body)
-            hold = body.get("hold_seconds", 0)
-            delay = hold + rng.uniform(0.05, 0.3) if hold else rng.choice((0, 0, 0, 1))
-            copying.add(asyncio.create_task(copy(message.body, 0 if work else delay)))
+            # What nemeses publish has no id.
+            if message.header.properties.message_id and message.body not in seen:
+                seen.add(message.body)
+                reacting.add(asyncio.create_task(run(message.body)))
 
         await channel.basic_consume(spy, see, no_ack=True)
         yield
         await channel.queue_unbind(spy, EXCHANGE, routing_key=key)
-        if copying:
-            await asyncio.wait(copying)
-    rig.history.write("copied", key=key, copies=len(copying))
-    for process in stopped:
-        await asyncio.to_thread(process.start, wait=False)
+        if reacting:
+            await asyncio.wait(reacting)
+    rig.history.write("spied", key=key, seen=len(seen))
+
+
+async def duplicated(key: str, rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    """Copies of real messages, at once, later, or when the device is free for the next attempt."""
+
+    async def copy(channel: AbstractChannel, body: Any) -> None:
+        hold = body.get("hold_seconds", 0)
+        await asyncio.sleep(
+            hold + rng.uniform(0.05, 0.3) if hold else rng.choice((0, 0, 0, 0.1, 1, LIMIT_SECONDS + 0.2))
+        )
+        await publish(channel, key, json.dumps(body).encode())
+
+    async with spying(rig, key, copy):
+        yield
+
+
+async def forged_work(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    """Messages that ask to begin other attempts than the task's current one."""
+
+    async def forge(channel: AbstractChannel, body: Any) -> None:
+        forged = json.dumps(body | {"attempt": rng.randrange(1, 5)}).encode()
+        for delay in (0, 0.3, LIMIT_SECONDS):
+            await asyncio.sleep(delay)
+            await publish(channel, KEYS[TO_CONFIGURE], forged)
+
+    async with spying(rig, KEYS[TO_CONFIGURE], forge):
+        yield
+
+
+async def forged_outcomes(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    """Outcomes of attempts that are on their way or begun, under no lease or under one that nobody was granted."""
+
+    async def forge(channel: AbstractChannel, body: Any) -> None:
+        for delay in (0, 0.02, 0.2):
+            await asyncio.sleep(delay)
+            kind = rng.choice(("success", "success", "not_found", "unavailable", "unknown", "lost"))
+            lease = rng.choice((None, str(uuid4())))
+            forged = {"v": 1, "task_id": body["task_id"], "attempt": body["attempt"], "kind": kind, "lease": lease}
+            await publish(channel, KEYS[CONFIGURED], json.dumps(forged).encode())
+
+    async with spying(rig, KEYS[TO_CONFIGURE], forge):
+        yield
+
+
+async def moved_back(rig: Rig) -> None:
+    """Move what is dead back to where it came from, as an operator may."""
+    async with rig.amqp() as channel:
+        for queue, key in KEYS.items():
+            moved = 0
+            while (message := await channel.basic_get(dead_letter_queue(queue), no_ack=True)).body:
+                await publish(channel, key, message.body)
+                moved += 1
+            rig.history.write("moved.back", queue=queue, messages=moved)

@@ -10,7 +10,7 @@ from functools import partial
 
 from tests.chaos.clock import stepped
 from tests.chaos.former import former_configurator
-from tests.chaos.messages import EXCHANGE, KEYS, duplicated, poisoned
+from tests.chaos.messages import EXCHANGE, KEYS, duplicated, forged_outcomes, forged_work, moved_back, poisoned
 from tests.chaos.network import LINKS
 from tests.chaos.rig import (
     CLOCK,
@@ -217,6 +217,14 @@ async def _expire(role: Role, rig: Rig, rng: random.Random) -> AsyncIterator[Non
         await asyncio.to_thread(rig.broker.ctl, "clear_policy", "expiry")
 
 
+async def _move_back(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
+    """An operator moves the dead letters of a policy back to their queues."""
+    async with asynccontextmanager(_expire)("configurator", rig, rng):
+        pass
+    yield
+    await moved_back(rig)
+
+
 _add("kill broker", "broker", _kill_broker, (1, 3))
 _add("pause broker", "broker", _pause_broker, (2, 10))
 _add("close connections", "broker", _close_connections, (0.5, 1))
@@ -228,6 +236,7 @@ for _queue, _reader in _readers.items():
     _add(f"delete {_queue}", "broker", partial(_empty_queue, _reader, _queue, True), (0.1, 1))
     _add(f"unbind {_queue}", "broker", partial(_unbind, _queue), (0.1, 1))
     _add(f"expire {_queue}", "broker", partial(_expire, _reader), (1, 3))
+_add("dead letters moved back", "broker", _move_back, (0.1, 3))
 
 
 # The database.
@@ -334,3 +343,5 @@ for _link in ("web-database", "results-database"):
 _add("poison", "messages", poisoned)
 _add("duplicate outcomes", "messages", partial(duplicated, "configured_key"))
 _add("duplicate work", "messages", partial(duplicated, "to_configure_key"))
+_add("forged work", "messages", forged_work, (3, 6))
+_add("forged outcomes", "messages", forged_outcomes, (3, 6))
