@@ -59,7 +59,9 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas: %(default)s")
     parser.add_argument("--rounds", type=int, help="how often what takes seconds is measured")
     parser.add_argument("--repeats", type=int, help="how often what takes minutes is measured")
-    parser.add_argument("--hours", type=float, help="how long an hour of load takes, otherwise some two minutes")
+    parser.add_argument(
+        "--hours", type=float, help="how long an hour of load takes, otherwise little more than a minute"
+    )
     parser.add_argument("--former", default="", metavar="COMMIT", help="compare the path's costs with this commit's")
     parser.add_argument("--json", type=Path, default=LOCAL / "bench" / "latest.json", help="where to save it")
     arguments = parser.parse_args()

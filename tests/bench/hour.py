@@ -1,7 +1,7 @@
 """An hour of load, and an hour of load while somebody holds a snapshot (a dump, a forgotten transaction): is it flat?
 
-Shortened in proportion: what takes an hour takes `hour_seconds`, and autovacuum, which looks every minute, as often an
-hour as before. With `--hours 1` it is the real thing. Cost is how many entries of the indexes of `task` are read for
+Shortened in proportion: what takes an hour takes `hour_seconds`, and autovacuum, which looks every minute, looks as
+often in that. With `--hours 1` it is the real thing. Cost is how many entries of the indexes of `task` are read for
 each task (a claim that reads what dead tasks have left reads more and more), and PostgreSQL's CPU time.
 
 While a snapshot lives PostgreSQL keeps every version of every row, so the table grows until the snapshot ends: that is
@@ -10,7 +10,6 @@ told, not judged.
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -62,7 +61,6 @@ def _watch(stage: Stage, room: Room, port: int, prefix: str) -> Window:
     meter, entries = Meter({"postgresql": room.servers["postgresql"]}), _entries_read(room)
     load = Load(port, 64, seconds=sizes.hour_seconds / WINDOWS, rate=sizes.hour_rate, prefix=prefix.upper())
     count = generate(load).count
-    time.sleep(1)  # Sessions tell of what they have read once a second.
     used = meter.seconds()["postgresql"]
     size = room.sql("SELECT pg_total_relation_size('task')")[0][0]
     return Window(size, (_entries_read(room) - entries) / count, 1e6 * used / count)

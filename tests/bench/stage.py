@@ -35,8 +35,8 @@ class Sizes:
     Many short rounds instead of a few long ones: what disturbs a machine often lasts for seconds.
     """
 
-    rounds: int = 7
-    repeats: int = 3
+    rounds: int = 5
+    repeats: int = 1
     seconds: float = 3.0
     warmup: float = 1.0
     messages: int = 5000
@@ -44,7 +44,7 @@ class Sizes:
     tasks: int = 20_000
     slots: int = 10_000
     delay_seconds: float = 60.0
-    steady_seconds: float = 40.0
+    steady_seconds: float = 30.0
     backlogs: tuple[int, ...] = (10_000, 100_000)
     backlog_slots: int = 1000
     pending: int = 1_000_000
@@ -54,7 +54,7 @@ class Sizes:
     of_one_device: int = 10_000
     drop_rate: float = 500.0
     idle_seconds: float = 20.0
-    hour_seconds: float = 120.0
+    hour_seconds: float = 72.0
     hour_rate: float = 1000.0
     former: str = ""
     """A commit to compare with."""
