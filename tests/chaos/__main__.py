@@ -14,6 +14,7 @@ import uvloop
 from rich.console import Console
 
 from tests.chaos import mutants, plan
+from tests.chaos.checker import PATIENCE_SECONDS
 from tests.chaos.clusters import CLUSTER_NEMESES, SCENARIOS
 from tests.chaos.nemeses import NEMESES
 from tests.chaos.report import Report
@@ -22,6 +23,8 @@ from tests.chaos.scenario import DRAIN_SECONDS, Run, perform
 from tests.system.spawning import LOCAL
 
 RATE = 250.0
+DEADLINE_SECONDS = 1800
+"""Longer than a run, and shorter than a step of the clock."""
 
 console = Console(width=190, soft_wrap=True)
 
@@ -39,6 +42,7 @@ def run_seed(seed: int, given: argparse.Namespace, folder: Path) -> Run:
         windows,
         rate=given.rate,
         once=given.once,
+        patience=given.patience,
         drain_seconds=given.drain,
         tell=lambda line: console.print(f"  {line}"),
     )
@@ -121,10 +125,11 @@ def main() -> int:
         command.add_argument("--rate", type=float, default=RATE, help="submissions a second")
         command.add_argument("--seconds", type=float, help="how long each harm lasts")
         command.add_argument("--drain", type=float, default=DRAIN_SECONDS, help="seconds for the last tasks to end")
+        command.add_argument("--patience", type=float, default=PATIENCE_SECONDS, help="from a fault to a task's end")
         command.add_argument("--once", action="store_true", help="these faults excuse no call after A's answer")
         command.add_argument("--replicas", type=int, default=2)
         command.add_argument("--concurrency", type=int, default=150)
-        command.add_argument("--deadline", type=int, default=86400)
+        command.add_argument("--deadline", type=int, default=DEADLINE_SECONDS)
         command.add_argument("--report", type=Path, default=LOCAL / "chaos.json", help="as JSON, or, *.md, to be read")
     given = parser.parse_args()
     if given.command == "mutants":

@@ -14,7 +14,11 @@ CLOCK_SLACK_SECONDS = 0.2
 
 LEASE_SECONDS = 5.0
 """How long after its lease was asked for a call may begin."""
+LOSSES = 5
+"""So many attempts, and no fewer, may end a task without an answer of A's before its deadline."""
 HELD_UP_SECONDS = 5.0
+PATIENCE_SECONDS = 120.0
+"""How long after the end of the first fault that hit it a task may end: others have followed."""
 
 VIOLATIONS = {
     "lost": "an acknowledged task is not final",
@@ -27,6 +31,7 @@ VIOLATIONS = {
     "stale lease": "a call began more than 5 s after its lease had been asked for",
     "after the deadline": "an attempt began after its task's deadline",
     "held up": "while somebody held some rows locked, no other task ended",
+    "kept waiting": "a task ended long after the faults that had hit it",
     "late": "a call reached service A after it was given up",
     "called after the end": "service A was called for a task that had ended",
     "repeated": "service A was called again although its answer had reached us",
@@ -106,7 +111,9 @@ def check(history: Sequence[Event]) -> Verdict:
         changes[change["task"]].append(change)
     found = verdict.violations
     found += _check_submissions(events, rows, verdict)
-    found += _check_ends(rows, changes, calls)
+    run = events["run"][0] if events["run"] else {}
+    found += _check_ends(rows, changes, calls, run.get("deadline", math.inf))
+    found += _check_waits(events["healed"], changes, run.get("patience", PATIENCE_SECONDS))
     found += _check_overlaps(calls)
     found += _check_attempts(calls, rows, changes)
     found += _check_leases(events, calls, changes)
@@ -177,7 +184,9 @@ def _check_submissions(events: dict[str, list[Event]], rows: dict[str, Event], v
             yield Violation("doubled", rows[tasks[0]]["t"], tasks[0], f"submission {marker} made {tasks}")
 
 
-def _check_ends(rows: dict[str, Event], changes: dict[str, list[Event]], calls: Sequence[Call]) -> Iterable[Violation]:
+def _check_ends(
+    rows: dict[str, Event], changes: dict[str, list[Event]], calls: Sequence[Call], deadline: float
+) -> Iterable[Violation]:
     answers = defaultdict(list)
     for call in calls:
         if call.code:
@@ -194,9 +203,23 @@ def _check_ends(rows: dict[str, Event], changes: dict[str, list[Event]], calls: 
         ):
             said = [(call.attempt, call.code) for call in answers.get(task, ())]
             yield Violation("unfounded", at, task, f"{row['status']} {row['code']}, but A said {said}")
+        stored = changes[task][0]["t"] if task in changes else row["t"]
+        if row["code"] == 500 and at - stored < deadline - CLOCK_SLACK_SECONDS and row["attempt"] < LOSSES:
+            said = [(call.attempt, call.code) for call in answers.get(task, ())]
+            if 500 not in (code for _, code in said):
+                detail = f"error after {at - stored:.1f} s and {row['attempt']} attempts, but A said {said}"
+                yield Violation("unfounded", at, task, detail)
     for task, seen_changes in changes.items():
         if task not in rows or any(change["status"] is None for change in seen_changes):
             yield Violation("lost", seen_changes[0]["t"], task, "its row was removed")
+
+
+def _check_waits(healed: Sequence[Event], changes: dict[str, list[Event]], patience: float) -> Iterable[Violation]:
+    for task, own in changes.items():
+        end = next((change["t"] for change in own if change["status"] in FINAL), None)
+        hit = [event["t"] for event in healed if end and own[0]["t"] <= event["t"] < end]
+        if end and hit and end - hit[0] > patience:
+            yield Violation("kept waiting", end, task, f"{end - hit[0]:.1f} s")
 
 
 def _check_overlaps(calls: Sequence[Call]) -> Iterable[Violation]:

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 LIBRARY = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
 HOUR_SECONDS = 3600.0
-UNNOTICED_SECONDS = 1.5
-"""Longer than a program may take to hear of a step."""
+CALM_SECONDS = 1.5
+"""Before and after a step."""
 
 
 class Clock:
     """What the programs that have `environment` take for the time: the machine's, and so many seconds more.
 
-    Their monotonic clock stays the machine's, and so do their time-outs. They hear of a step within a second.
+    Their monotonic clock stays the machine's, and so do their time-outs. They hear of a step at once, all of them.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Clock:
         return {
             "LD_PRELOAD": str(LIBRARY),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "FAKETIME_DISABLE_SHM": "1",
         }
@@ -59,12 +59,12 @@ class Clock:
 async def stepped(hours: float, rig: "Rig", rng: random.Random) -> AsyncIterator[None]:
     """The database's clock is stepped, and stepped back, while tasks wait for their next attempt."""
     assert rig.clock
-    await rig.service_a.behave("reset", 0.3)
+    await rig.service_a.behave("drop", 0.3)
     for step in (hours, -hours):
-        await asyncio.sleep(UNNOTICED_SECONDS)
+        await asyncio.sleep(CALM_SECONDS)
         rig.clock.set(rig.clock.offset + step * HOUR_SECONDS)
         rig.history.write("stepped", hours=step)
         if step == hours:
             yield
-    await asyncio.sleep(UNNOTICED_SECONDS)
+    await asyncio.sleep(CALM_SECONDS)
     await rig.service_a.behave("answer", 0)

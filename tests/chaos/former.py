@@ -3,29 +3,33 @@
 import asyncio
 import random
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from tests.chaos.rig import SENDER, Rig
 from tests.system.processes import Process
-from tests.system.spawning import ROOT
+from tests.system.spawning import LOCAL, ROOT
 
 COMMIT = "db4ca82"
 """The last one whose configurator called A without a lease."""
+TREE = LOCAL / f"former-{COMMIT}"
 
 
-def former_tree(folder: Path) -> Path:
+def former_tree() -> Path:
     """The code of that commit."""
-    if not folder.exists():
-        folder.mkdir()
+    if not TREE.exists():
+        TREE.parent.mkdir(exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=TREE.parent))
         archive = subprocess.run(["git", "archive", COMMIT], cwd=ROOT, capture_output=True, check=True)
-        subprocess.run(["tar", "-x"], cwd=folder, input=archive.stdout, check=True)
-    return folder
+        subprocess.run(["tar", "-x"], cwd=unfinished, input=archive.stdout, check=True)
+        unfinished.rename(TREE)
+    return TREE
 
 
 async def former_configurator(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
     """It takes its share of the work for a while."""
-    tree = await asyncio.to_thread(former_tree, rig.folder / "former")
+    tree = await asyncio.to_thread(former_tree)
     environment = rig.environment("configurator")
     process = Process(SENDER, rig.folder / "logs", environment, name="former", folder=tree)  # type: ignore[arg-type]
     await asyncio.to_thread(process.start)

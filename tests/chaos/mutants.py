@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.checker import VIOLATIONS
+from tests.chaos.former import TREE, former_tree
 from tests.system.spawning import ROOT
 
 TIMEOUT_SECONDS = 600
@@ -307,7 +308,10 @@ def run(tree: Path, scenario: Scenario) -> dict[str, Any]:
 
 def copy_tree(folder: Path) -> Path:
     """Copy what is needed to run."""
-    return Path(shutil.copytree(ROOT, folder / "tree", ignore=SKIPPED))
+    tree = Path(shutil.copytree(ROOT, folder / "tree", ignore=SKIPPED))
+    # Where there is no repository to take it from.
+    shutil.copytree(former_tree(), tree / TREE.relative_to(ROOT))
+    return tree
 
 
 def found(report: dict[str, Any]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 
 from tests.chaos import transitions
-from tests.chaos.checker import Verdict, check
+from tests.chaos.checker import PATIENCE_SECONDS, Verdict, check
 from tests.chaos.history import Event, History, read
 from tests.chaos.nemeses import NEMESES, Nemesis
 from tests.chaos.plan import Window
@@ -67,17 +67,19 @@ async def perform(
     rate: float,
     nemeses: Mapping[str, Nemesis] = NEMESES,
     once: bool = False,
+    patience: float = PATIENCE_SECONDS,
     drain_seconds: float = DRAIN_SECONDS,
     tell: Tell = str,
 ) -> Run:
     """Perform a run on a rig that is not started yet; the rig is stopped at the end.
 
-    `once`: these faults excuse no call after A's answer. `drain_seconds`: how long the last tasks get to end.
+    `once`: these faults excuse no call after A's answer. `patience`: see the checker. `drain_seconds`: how long the
+    last tasks get to end.
     """
     run = Run(seed, rig.folder)
     started = time.monotonic()
     history = rig.history
-    limits = {"limit": LIMIT_SECONDS, "deadline": rig.shape.deadline_seconds}
+    limits = {"limit": LIMIT_SECONDS, "deadline": rig.shape.deadline_seconds, "patience": patience}
     history.write("run", seed=seed, once=once, windows=[asdict(window) for window in windows], **limits)
     async with rig, _clients(rig, seed, rate) as workload:
         working = asyncio.create_task(workload.run())

@@ -18,7 +18,7 @@ from typing_extensions import override
 from tests.chaos.history import History
 from tests.fake_a import FakeA, reset
 
-Mode = Literal["answer", "reset", "hang", "garbage", "late", "gateway", "compressed"]
+Mode = Literal["answer", "reset", "hang", "garbage", "late", "gateway", "compressed", "drop"]
 
 GARBAGE = ("", "<html>", "null", "[]", '{"code":"200"}', '{"code":201}', "\x00\xff", '{"code":200', "200")
 
@@ -89,6 +89,10 @@ class RecordedA(FakeA):
         match mode:
             case "hang":
                 await asyncio.sleep(3 * self._limit)
+            case "drop":
+                # The caller has gone; the work goes on.
+                await reset()(self, request)
+                await asyncio.sleep(random.uniform(0.5, self._limit - 0.5))
             case "late":
                 await asyncio.sleep(self._limit + random.uniform(0.1, 1))
             case _:
@@ -100,6 +104,8 @@ class RecordedA(FakeA):
             if mode == "compressed":
                 response.enable_compression(web.ContentCoding.gzip)
             return response
+        if mode == "drop":
+            return web.Response()
         if mode == "gateway":
             return bad_gateway()
         if mode == "garbage":

@@ -208,6 +208,18 @@ BROKEN: dict[str, tuple[str, Made]] = {
             event("a.end", 4.2, call=53, code=200),
         ],
     ),
+    "an error that nobody asked for": (
+        "unfounded",
+        [
+            e | {"status": "error", "code": 500} if (e["kind"], e.get("task")) == ("row", "one") else e
+            for e in clean()
+            if (e["kind"], e.get("code")) != ("a.end", 500)
+        ],
+    ),
+    "a fault's last victim": (
+        "kept waiting",
+        [e | {"patience": 0.1} if e["kind"] == "run" else e for e in [*clean(), event("healed", 3.3)]],
+    ),
     "taken out of turn": ("order", altered("row", "one", seq=7)),
     "accepted out of turn": ("order", altered("row", "two", seq=0)),
     "a reader sees it go back": (
