@@ -252,6 +252,18 @@ WITH (autovacuum_vacuum_scale_factor='0.05', autovacuum_analyze_scale_factor='0.
 
 
 --
+-- Name: task_begun; Type: SEQUENCE; Schema: public; Owner: -
+--
+
+CREATE SEQUENCE public.task_begun
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+
+--
 -- Name: task_clock; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -417,4 +429,5 @@ INSERT INTO public.schema_migrations (version) VALUES
     ('20261123000000'),
     ('20261125100000'),
     ('20261125110000'),
-    ('20261125120000');
+    ('20261125120000'),
+    ('20261125130000');

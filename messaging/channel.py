@@ -171,7 +171,7 @@ class Channel:
         """Count the messages of a queue that no reader has taken yet; None when the broker cannot tell just now.
 
         A quorum queue that does not answer within 250 ms is said to have no messages, and no consumers either
-        (`rabbit_quorum_queue:stat`): a queue without consumers is taken for one that did not answer.
+        (`rabbit_quorum_queue:stat`): a queue with neither is taken for one that did not answer.
         """
         messages, consumers = await count(self._amqp, queue, self.lose, self._patience.answer)
-        return messages if consumers else None
+        return messages if messages or consumers else None

@@ -12,7 +12,7 @@ from service_b.tasks.states import DISPATCHED, NOW
 CLAIM = f"""
 WITH due AS MATERIALIZED (
     SELECT id, due_at FROM task WHERE due_at >= coalesce($2::timestamptz, '-infinity')
-      AND due_at <= {NOW} AND deadline_at > {NOW}
+      AND due_at <= least({NOW}, $3::timestamptz) AND deadline_at > {NOW}
     ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 UPDATE task SET due_at = NULL, dispatched_at = {NOW}, attempt = attempt + 1, lease = NULL
@@ -79,16 +79,21 @@ class Floor:
         self._reached = reached
 
 
-async def claim(connection: Queries, limit: int, floor: Floor | None = None) -> list[Dispatch]:
-    """Begin the next attempt of up to `limit` due tasks, the longest due first."""
-    rows = await connection.fetch(CLAIM, limit, floor.since() if floor else None)
+async def claim(
+    connection: Queries, limit: int, floor: Floor | None = None, *, latest: datetime | None = None
+) -> list[Dispatch]:
+    """Begin the next attempt of up to `limit` due tasks, the longest due first.
+
+    `latest` is how late it can be at most: the database's clock is not believed beyond that.
+    """
+    rows = await connection.fetch(CLAIM, limit, floor.since() if floor else None, latest)
     if rows and floor:
         floor.move(rows[0]["reached"], is_last=len(rows) < limit)
     return [Dispatch(*tuple(row)[:-1]) for row in rows]
 
 
 async def make_due_again(connection: Queries, attempts: Sequence[tuple[UUID, int]]) -> list[tuple[UUID, int]]:
-    """Take back dispatches that certainly did not reach the broker; return those whose row somebody else holds."""
+    """Take back dispatches that the broker may not have, unless their calls have begun; return those that are held."""
     held = await connection.fetch(
         MAKE_DUE_AGAIN,
         [id_ for id_, _ in attempts],

@@ -36,7 +36,7 @@ WITH asked AS MATERIALIZED (
         answers_before = (SELECT answers FROM service_a)
     FROM locked
     WHERE answer = 'free' AND task.id = locked.id AND task.id = ANY(ARRAY(SELECT id FROM locked))
-    RETURNING task.id, task.lease
+    RETURNING task.id, task.lease, nextval('task_begun')  -- The relays see how fast calls begin.
 )
 SELECT CASE WHEN answer = 'free' THEN CASE WHEN begun.lease = asked.lease THEN 'granted' ELSE 'taken' END
             WHEN answer IS NOT NULL THEN answer

@@ -1,6 +1,7 @@
 """Claiming due tasks and taking a claim back, on a real PostgreSQL."""
 
 import asyncio
+from datetime import timedelta
 from uuid import uuid4
 
 import asyncpg
@@ -48,6 +49,15 @@ async def test_what_is_not_due_yet_or_past_its_deadline_is_not_claimed(
     await sql.execute("UPDATE task SET deadline_at = now() WHERE id = $1", ids[1])
     assert list(await claimed_by_id(pool)) == [ids[2]]
     assert await states(sql, ids) == ["due", "due", "dispatched"]
+
+
+async def test_the_databases_clock_is_not_believed_beyond_what_it_can_be(
+    pool: asyncpg.Pool, sql: asyncpg.Connection
+) -> None:
+    [id_] = await accept(pool, A)
+    due_at = await sql.fetchval("SELECT due_at FROM task")
+    assert await claims.claim(pool, 1, latest=due_at - timedelta(seconds=1)) == []
+    assert [dispatch.id for dispatch in await claims.claim(pool, 1, latest=due_at)] == [id_]
 
 
 async def test_concurrent_claims_are_disjoint(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
