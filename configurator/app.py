@@ -15,6 +15,7 @@ from runtime.health import add_health_routes
 SETTINGS = web.AppKey("SETTINGS", Settings)
 SESSION = web.AppKey("SESSION", Session)
 SERVICE_A = web.AppKey("SERVICE_A", ServiceA)
+CONSUMERS = web.AppKey("CONSUMERS", Consumers)
 
 
 def create_app(settings: Settings, probe_seconds: float = PROBE_SECONDS) -> web.Application:
@@ -27,9 +28,12 @@ def create_app(settings: Settings, probe_seconds: float = PROBE_SECONDS) -> web.
         return app[SESSION].unready
 
     async def service_a() -> str | None:
-        return None if app[SERVICE_A].reachable.is_set() else "service A: cannot be reached"
+        return app[SERVICE_A].unready
 
-    add_health_routes(app, broker, service_a)
+    async def leases() -> str | None:
+        return app[CONSUMERS].unready
+
+    add_health_routes(app, broker, service_a, leases)
     return app
 
 
@@ -42,6 +46,6 @@ async def _consumers(app: web.Application, probe_seconds: float) -> AsyncIterato
     ):
         app[SESSION] = session
         app[SERVICE_A] = service_a
-        consumers = Consumers(session, service_a, settings)
+        app[CONSUMERS] = consumers = Consumers(session, service_a, settings)
         async with running({"consumers": consumers}, stop_seconds=settings.shutdown_grace_seconds):
             yield

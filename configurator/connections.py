@@ -7,8 +7,10 @@ import asyncio
 import socket
 import struct
 import sys
+from collections.abc import Callable
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.connector import Connection
 from typing_extensions import override
 
@@ -40,6 +42,26 @@ class Answer(aiohttp.ClientResponse):
     def _response_eof(self) -> None:
         self.is_whole = True
         super()._response_eof()
+
+
+class TooLateError(Exception):
+    """A request must not be sent any more."""
+
+
+class Body(aiohttp.BytesPayload):
+    """A body that is not written when it is too late; nor is the head then, which aiohttp writes with it."""
+
+    def __init__(self, value: bytes, is_late: Callable[[], bool]) -> None:
+        super().__init__(value, content_type="application/json")
+        self._is_late = is_late
+        self.is_withheld = False
+
+    @override
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        if self._is_late():
+            self.is_withheld = True
+            raise TooLateError
+        await super().write_with_length(writer, content_length)
 
 
 class Request(aiohttp.ClientRequest):

@@ -1,5 +1,6 @@
 """A task in the configurator's hands."""
 
+import math
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
@@ -7,31 +8,57 @@ from messaging.deliveries import Delivery
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from runtime.clock import now
 
-Key = tuple[UUID, int]
-"""One attempt at one task."""
+LATENESS_SECONDS = 5.0
+"""How long after its lease was asked for a call may begin."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A task taken, until its outcome is with the broker; its call may never begin.
+    """A task brought by a delivery, until its outcome is with the broker; its call may never begin.
 
-    `deliveries` are all that brought it: after a lost connection the broker brings a running job's task once more,
-    and only that delivery can still be acknowledged. `lease`: made for this one call. `asked_at`: when it was asked for
-    first; this and `taken_at` by `runtime.clock`.
+    `lease`: made for this one call. `asked_at`: when it was asked for first, by `runtime.clock`; the database has
+    written down a later time, so that what is counted from here ends before what is counted there.
     """
 
     task: ConfigureTask
-    deliveries: list[Delivery]
-    taken_at: float = field(default_factory=now)
+    delivery: Delivery
     lease: UUID = field(default_factory=uuid4)
-    asked_at: float | None = None
+    asked_at: float = math.inf
 
     @property
-    def key(self) -> Key:
-        """Which attempt at which task this is."""
-        return self.task.task_id, self.task.attempt
+    def has_asked(self) -> bool:
+        """Whether its lease may have been granted."""
+        return self.asked_at < math.inf
 
+    @property
+    def seconds_left(self) -> float:
+        """How long its call may take from now on."""
+        return self.task.time_limit_seconds - (now() - self.asked_at)
 
-def without_answer(task: ConfigureTask, kind: OutcomeKind, hold_seconds: float = 0) -> Outcome:
-    """Make the outcome of an attempt for which this process has no answer of service A's."""
-    return Outcome(task_id=task.task_id, attempt=task.attempt, kind=kind, hold_seconds=hold_seconds)
+    @property
+    def is_late(self) -> bool:
+        """Whether its call must not begin any more: the lease came late, or the process stood still."""
+        return now() - self.asked_at > min(LATENESS_SECONDS, self.task.time_limit_seconds)
+
+    def end(
+        self,
+        kind: OutcomeKind,
+        reason: str,
+        *,
+        hold_seconds: float = 0,
+        retry_after_seconds: float | None = None,
+    ) -> Outcome:
+        """Say what came of it."""
+        return Outcome(
+            task_id=self.task.task_id,
+            attempt=self.task.attempt,
+            lease=self.lease,
+            kind=kind,
+            reason=reason,
+            hold_seconds=hold_seconds,
+            retry_after_seconds=retry_after_seconds,
+        )
+
+    def hand_back(self, reason: str) -> Outcome:
+        """Say that it has its lease and no call was made: it may be tried again at once."""
+        return self.end(OutcomeKind.UNAVAILABLE, f"not called: {reason}", retry_after_seconds=0)

@@ -75,9 +75,9 @@ class Leases:
         """
         granted = await self._batcher.submit(job)
         metrics.LEASES.labels({True: "granted", False: "refused", None: "unanswered"}[granted]).inc()
-        if granted is None:
+        if granted is None and self._is_wanted(job):
             await _pause()
-        elif job.asked_at is not None:
+        elif granted is not None:
             metrics.LEASE_SECONDS.observe(now() - job.asked_at)
         return granted
 
@@ -90,7 +90,7 @@ class Leases:
         """Ask one results process after the other until one answers; pause when none does."""
         asked_at = now()
         for job in jobs:
-            job.asked_at = job.asked_at or asked_at
+            job.asked_at = min(job.asked_at, asked_at)
         attempts = ",".join(
             f'{{"taskId":"{job.task.task_id}","attempt":{job.task.attempt},"lease":"{job.lease}"}}' for job in jobs
         )

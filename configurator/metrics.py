@@ -10,7 +10,8 @@ CALLS = Histogram(
 )
 IN_FLIGHT = Gauge("service_a_calls_in_flight", "Calls to service A that have not ended")
 PAUSED = Gauge("service_a_unreachable", "1 while no work is taken because service A cannot be reached")
-REDELIVERED = Counter("redelivered", "Redelivered tasks: joined to their running call, or interrupted", ["treated"])
+SILENT_ENDS = Gauge("service_a_silent_ends", "Calls in a row that ended without an answer of service A's own")
+LATE = Counter("calls_late", "Calls that were not made because their leases came late, or the process stood still")
 OUTCOMES = Counter("outcomes_published", "Outcomes confirmed by the broker, by kind", ["kind"])
 LEASES = Counter("leases_asked", "Leases asked for, by the answer", ["answer"])
 LEASE_SECONDS = Histogram(

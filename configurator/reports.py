@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from configurator import metrics
 from configurator.jobs import Job
@@ -18,12 +18,11 @@ BATCH = 500
 
 
 class Reports:
-    """Publishes outcomes under `routing_key`; `on_end` hears of each job whose outcome the broker has safe."""
+    """Publishes outcomes under `routing_key`."""
 
-    def __init__(self, session: Session, routing_key: str, on_end: Callable[[Job], None]) -> None:
+    def __init__(self, session: Session, routing_key: str) -> None:
         self._session = session
         self._routing_key = routing_key
-        self._on_end = on_end
         self._batcher = Batcher("report", self._publish, max_batch=BATCH, max_waiting=math.inf, timeout=math.inf)
 
     async def report(self, job: Job, outcome: Outcome) -> None:
@@ -37,12 +36,9 @@ class Reports:
         await channel.unblocked()  # A broker short of memory or disk keeps every copy that it is sent.
         letters = [Letter(outcome.message_id, outcome.encode()) for _, outcome in reports]
         publications = await channel.publish(self._routing_key, letters)
-        ended = [
-            job
+        acknowledge(
+            job.delivery
             for (job, _), publication in zip(reports, publications, strict=True)
             if publication is Publication.CONFIRMED
-        ]
-        for job in ended:
-            self._on_end(job)
-        acknowledge(delivery for job in ended for delivery in job.deliveries)
+        )
         return publications

@@ -13,7 +13,9 @@ from yarl import URL
 
 from configurator import metrics
 from configurator.answers import classify, parse_retry_after, read
-from configurator.connections import Answer, Request, open_socket
+from configurator.connections import Answer, Body, Request, TooLateError, open_socket
+from configurator.jobs import Job
+from configurator.silence import Silence
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from runtime.clock import now
 
@@ -23,6 +25,8 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 REACH_SECONDS = 10.0
 """A request whose bytes have not reached A by then must never do so."""
 PROBE_SECONDS = 1.0
+LEAST_SECONDS = 0.001
+"""aiohttp takes no time at all for no limit."""
 KEEPALIVE_SECONDS = 3.0
 """Shorter than any server's: a call sent into a connection that A is closing has an unknown outcome."""
 
@@ -51,6 +55,7 @@ class ServiceA:
         """Set while the last connection could be made; otherwise `unreachable` is."""
         self.unreachable = asyncio.Event()
         self.reachable.set()
+        self._silence = Silence()
 
     async def __aenter__(self) -> Self:
         return self
@@ -65,29 +70,38 @@ class ServiceA:
         """Where A is, without a password."""
         return f"{self._url.host}:{self._url.port}"
 
-    async def configure(self, task: ConfigureTask) -> Outcome:
-        """Call A once for a task's attempt, and tell what came of it, within the task's time limit."""
-        started = now()
-        with metrics.IN_FLIGHT.track_inprogress():
-            kind, reason, retry_after = await self._call(task)
-        seconds = now() - started
-        metrics.CALLS.labels(kind.value).observe(seconds)
-        # After an unknown end A may work on until the limit; after all others it has let go of the device.
-        hold = max(0.0, task.time_limit_seconds - seconds) if kind is OutcomeKind.UNKNOWN else 0.0
-        return Outcome(
-            task_id=task.task_id,
-            attempt=task.attempt,
-            kind=kind,
-            reason=reason,
-            hold_seconds=hold,
-            retry_after_seconds=retry_after,
-        )
+    @property
+    def unready(self) -> str | None:
+        """What a readiness check says: None while A can be reached, and answers."""
+        return self._silence.unready if self.reachable.is_set() else "service A: cannot be reached"
 
-    async def _call(self, task: ConfigureTask) -> tuple[OutcomeKind, str, float | None]:
+    async def configure(self, job: Job) -> Outcome:
+        """Call A once for a job that has its lease, and tell what came of it, within the task's time limit.
+
+        A job that is late is not called for, and handed back.
+        """
+        started = now()
+        try:
+            with metrics.IN_FLIGHT.track_inprogress():
+                kind, reason, retry_after = await self._call(job)
+        except TooLateError:
+            metrics.LATE.inc()
+            return job.hand_back("the lease came late, or the process stood still")
+        metrics.CALLS.labels(kind.value).observe(now() - started)
+        self._silence.note(kind)
+        # After an unknown end A may work on until the limit; after all others it has let go of the device.
+        hold = max(0.0, job.seconds_left) if kind is OutcomeKind.UNKNOWN else 0.0
+        return job.end(kind, reason, hold_seconds=hold, retry_after_seconds=retry_after)
+
+    async def _call(self, job: Job) -> tuple[OutcomeKind, str, float | None]:
+        task = job.task
+        body = Body(_json(task), lambda: job.is_late)
+        if job.is_late:
+            raise TooLateError
         try:
             async with self._http.post(
                 URL(self._path + task.equipment_id, encoded=True),
-                data=aiohttp.BytesPayload(_body(task), content_type="application/json"),
+                data=body,
                 headers={
                     "Accept-Encoding": "identity",
                     "Idempotency-Key": str(task.task_id),
@@ -95,13 +109,13 @@ class ServiceA:
                 },
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
-                    total=task.time_limit_seconds,
+                    total=max(job.seconds_left, LEAST_SECONDS),
                     sock_connect=CONNECT_TIMEOUT_SECONDS,
                     ceil_threshold=math.inf,  # Otherwise what is over 5 s ends at a whole second of the loop's time.
                 ),
             ) as response:
-                body = await read(response)
-                kind, reason = classify(response.status, body, task.parameters)
+                said = await read(response)
+                kind, reason = classify(response.status, said, task.parameters)
                 return kind, reason, parse_retry_after(response.headers, datetime.now(UTC))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self.reachable.clear()
@@ -110,6 +124,8 @@ class ServiceA:
         except TimeoutError:
             return OutcomeKind.UNKNOWN, "no answer within the time limit", None
         except (aiohttp.ClientError, OSError) as error:
+            if body.is_withheld:
+                raise TooLateError from None
             return OutcomeKind.UNKNOWN, f"no answer: {type(error).__name__}", None
 
     async def watch(self) -> None:
@@ -136,5 +152,5 @@ class ServiceA:
         return True
 
 
-def _body(task: ConfigureTask) -> bytes:
+def _json(task: ConfigureTask) -> bytes:
     return b'{"timeoutInSeconds":%d,"parameters":%s}' % (task.timeout_in_seconds, task.parameters.encode())

@@ -76,8 +76,12 @@ class Message(BaseModel):
 
 
 class ConfigureTask(Message):
-    """Configure one device: one attempt at one task. `parameters` is JSON text, as the client's request was stored."""
+    """Configure one device: one attempt at one task. `parameters` is JSON text, as the client's request was stored.
 
+    Version 2 is version 1 for readers that ask for a lease; one that asks for none dead-letters it.
+    """
+
+    v: Literal[1, 2] = 2  # type: ignore[assignment]
     equipment_id: str
     timeout_in_seconds: int
     time_limit_seconds: Seconds

@@ -20,6 +20,7 @@ from service_b.maintenance.watermark import Watermark
 from service_b.tasks import clock as task_clock
 from service_b.tasks import expiry, leadership, mending, overdue, promotion
 from service_b.tasks.clock import Clock
+from service_b.tasks.overdue import Attempt
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -104,7 +105,6 @@ class Reconciler:
     async def _expire(self) -> int:
         async with self._pool.acquire() as connection:
             expired = await expiry.expire(connection, BATCH)
-            expired += await expiry.end_used_up(connection, BATCH)
         metrics.EXPIRED.inc(len(expired))
         metrics.FINISHED.labels(500).inc(len(expired))
         for task_id in expired:
@@ -121,27 +121,36 @@ class Reconciler:
         """Report attempts as unknown whose message was taken, and whose call's time limit has passed after that."""
         lateness = self._broker.lateness_seconds
         await self._look_at_queue(channel, watermark)
-        if not watermark.observed:
-            return
-        taken_before = watermark.observed[-1][1]
         # A report, too, may wait in its queue while the results process is away.
         now = clock.now()
         self._reported = {key: at for key, at in self._reported.items() if now < at + lateness}
+        for attempt in await overdue.calls_without_outcome(self._pool, BATCH):
+            if not await self._report(channel, attempt):
+                return
+        if not watermark.observed:
+            return
+        taken_before = watermark.observed[-1][1]
         for attempt in await overdue.without_outcome(self._pool, taken_before, lateness, BATCH):
             taken_at = watermark.known_taken_at(attempt.dispatched_at)
             if taken_at is None or now < taken_at + attempt.time_limit_seconds + lateness:
                 continue
-            if (attempt.id, attempt.number) in self._reported:
-                continue
-            outcome = Outcome(
-                task_id=attempt.id, attempt=attempt.number, kind=OutcomeKind.UNKNOWN, reason="no outcome in time"
-            )
-            letter = Letter(f"{outcome.message_id}:overdue", outcome.encode())
-            if await channel.publish(self._broker.configured_key, [letter]) != [Publication.CONFIRMED]:
+            if not await self._report(channel, attempt):
                 return
-            self._reported[attempt.id, attempt.number] = now
-            metrics.OVERDUE.inc()
-            log.warning("task.overdue", task_id=str(attempt.id), attempt=attempt.number)
+
+    async def _report(self, channel: Channel, attempt: Attempt) -> bool:
+        """Report an attempt, unless that has been done; False when the broker cannot take the report."""
+        if (attempt.id, attempt.number) in self._reported:
+            return True
+        outcome = Outcome(
+            task_id=attempt.id, attempt=attempt.number, kind=OutcomeKind.UNKNOWN, reason="no outcome in time"
+        )
+        letter = Letter(f"{outcome.message_id}:overdue", outcome.encode())
+        if await channel.publish(self._broker.configured_key, [letter]) != [Publication.CONFIRMED]:
+            return False
+        self._reported[attempt.id, attempt.number] = clock.now()
+        metrics.OVERDUE.inc()
+        log.warning("task.overdue", task_id=str(attempt.id), attempt=attempt.number)
+        return True
 
     async def _look_at_queue(self, channel: Channel, watermark: Watermark) -> None:
         """Observe what must have been taken. A dispatch may reach the queue late, by `lateness` at most."""

@@ -6,7 +6,8 @@ from datetime import datetime
 from uuid import UUID
 
 from service_b.database import Queries
-from service_b.tasks.states import DISPATCHED
+from service_b.tasks import states
+from service_b.tasks.states import DISPATCHED, RUNNING
 
 NOW = "SELECT clock_timestamp()"
 
@@ -27,6 +28,11 @@ SELECT id, attempt, dispatched_at, time_limit_seconds FROM task
 WHERE {DISPATCHED} AND dispatched_at < $1
   AND dispatched_at + make_interval(secs => time_limit_seconds + $2) < now()
 ORDER BY dispatched_at LIMIT $3
+"""
+
+CALLS_WITHOUT_OUTCOME = f"""
+SELECT id, attempt, dispatched_at, time_limit_seconds FROM task
+WHERE {RUNNING} AND overdue_at < {states.NOW} ORDER BY overdue_at LIMIT $1
 """
 
 
@@ -67,3 +73,8 @@ async def without_outcome(connection: Queries, before: datetime, lateness_second
     """List attempts dispatched before a moment, and longer ago than their call may take; the oldest first."""
     rows = await connection.fetch(WITHOUT_OUTCOME, before, lateness_seconds, limit)
     return [Attempt(*row) for row in rows]
+
+
+async def calls_without_outcome(connection: Queries, limit: int) -> list[Attempt]:
+    """List calls that have begun and whose limit has passed; the oldest first."""
+    return [Attempt(*row) for row in await connection.fetch(CALLS_WITHOUT_OUTCOME, limit)]

@@ -22,7 +22,7 @@ from tests.chaos.rig import Rig, Shape
 from tests.chaos.scenario import DRAIN_SECONDS, Run, perform
 from tests.system.spawning import LOCAL
 
-RATE = 250.0
+RATE = 300.0
 DEADLINE_SECONDS = 1800
 """Longer than a run, and shorter than a step of the clock."""
 
@@ -35,7 +35,7 @@ def run_seed(seed: int, given: argparse.Namespace, folder: Path) -> Run:
     if given.seconds:
         windows = [replace(window, seconds=given.seconds) for window in windows]
     console.print(f"[bold]seed {seed}[/] in {folder}: " + ", ".join(" + ".join(w.nemeses) for w in windows))
-    shape = Shape(concurrency=given.concurrency, deadline_seconds=given.deadline, replicas=given.replicas)
+    shape = Shape(given.replicas, given.concurrency, given.attempts, given.deadline)
     performance = perform(
         Rig(folder, plan.needs(windows), shape),
         seed,
@@ -128,6 +128,7 @@ def main() -> int:
         command.add_argument("--patience", type=float, default=PATIENCE_SECONDS, help="from a fault to a task's end")
         command.add_argument("--once", action="store_true", help="these faults excuse no call after A's answer")
         command.add_argument("--replicas", type=int, default=2)
+        command.add_argument("--attempts", type=int, default=10)
         command.add_argument("--concurrency", type=int, default=150)
         command.add_argument("--deadline", type=int, default=DEADLINE_SECONDS)
         command.add_argument("--report", type=Path, default=LOCAL / "chaos.json", help="as JSON, or, *.md, to be read")
@@ -137,8 +138,10 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.chmod(0o755)
     if given.command == "run":
-        first = given.seed if given.seed is not None else random.randrange(1000) * 100
+        first = given.seed if given.seed is not None else random.randrange(1000) * plan.rounds()
         report = run_many(first, given, folder)
+        if unused := (plan.possible() | CLUSTER_NEMESES.keys()) - report.rows.keys():
+            console.print(f"not tried alone: {', '.join(sorted(unused))}")
     elif given.command == "cluster":
         report = Report()
         report.add(run_cluster(given.name, given.number, given, folder / "cluster"))

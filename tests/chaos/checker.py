@@ -13,7 +13,7 @@ CLOCK_SLACK_SECONDS = 0.2
 """How far the database's clock reading and ours may be apart, and how much later A sees a call than its caller."""
 
 LEASE_SECONDS = 5.0
-"""How long after its lease was asked for a call may begin."""
+"""How long after its lease was asked for a call may begin, if its limit is not shorter."""
 LOSSES = 5
 """So many attempts, and no fewer, may end a task without an answer of A's before its deadline."""
 HELD_UP_SECONDS = 5.0
@@ -28,7 +28,7 @@ VIOLATIONS = {
     "attempt called twice": "service A was called twice for the same attempt",
     "without a lease": "service A was called although the database had not written down that the attempt begins",
     "leased twice": "an attempt was granted to two leases",
-    "stale lease": "a call began more than 5 s after its lease had been asked for",
+    "stale lease": "a call began too long after its lease had been asked for",
     "after the deadline": "an attempt began after its task's deadline",
     "held up": "while somebody held some rows locked, no other task ended",
     "kept waiting": "a task ended long after the faults that had hit it",
@@ -116,7 +116,7 @@ def check(history: Sequence[Event]) -> Verdict:
     found += _check_waits(events["healed"], changes, run.get("patience", PATIENCE_SECONDS))
     found += _check_overlaps(calls)
     found += _check_attempts(calls, rows, changes)
-    found += _check_leases(events, calls, changes)
+    found += _check_leases(events, calls, changes, min(LEASE_SECONDS, run.get("limit", math.inf)))
     found += _check_locks(events)
     found += _check_late(calls, _standstills(events))
     if events["run"] and events["run"][0].get("once"):
@@ -261,7 +261,7 @@ def _check_attempts(
 
 
 def _check_leases(
-    events: dict[str, list[Event]], calls: Sequence[Call], changes: dict[str, list[Event]]
+    events: dict[str, list[Event]], calls: Sequence[Call], changes: dict[str, list[Event]], fresh: float
 ) -> Iterable[Violation]:
     """No call begins before the database has written down that it does, and none long after."""
     asked: dict[str, float] = {}
@@ -291,7 +291,7 @@ def _check_leases(
             yield Violation("without a lease", call.begin, call.task, f"{call.device}: attempt {call.attempt}")
             continue
         lease = granted[-1]["lease"]
-        late = call.sent - (asked[lease] if lease in asked else granted[-1]["t"]) - LEASE_SECONDS
+        late = call.sent - (asked[lease] if lease in asked else granted[-1]["t"]) - fresh
         if late > CLOCK_SLACK_SECONDS:
             yield Violation("stale lease", call.begin, call.task, f"attempt {call.attempt}: {late:.3f} s too late")
 

@@ -53,7 +53,14 @@ class Mutant:
 
 
 CALM = Scenario("calm", "poison", ("--seconds", "8"))
+# Several times: the process must die while a batch waits for the database.
+STORAGE = Scenario("storage fails, results die", ",".join(["kill database + kill results"] * 5), ("--once",))
 COPIES = Scenario("copied outcomes", "a talks garbage + duplicate outcomes", ("--seconds", "8"))
+LATE_COPIES = Scenario(
+    "copied outcomes of calls that hang",
+    "a hangs + duplicate outcomes,a hangs + duplicate outcomes",
+    ("--seconds", "9"),
+)
 UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ("--once", "--seconds", "3"))
 KILLED = Scenario("killed configurators", "kill configurator,kill configurator,kill configurator")
 DOUBLED_WORK = Scenario("copied work", "duplicate work", ("--seconds", "10"))
@@ -71,25 +78,26 @@ HANGING = Scenario("a hangs", "a hangs", ("--seconds", "8"))
 SILENT = Scenario("a silent network before a", ",".join(["black hole configurator-a"] * 3), ("--seconds", "7"))
 WEB_DIES = Scenario("database and web die", "kill database,cut after commit web-database,kill web,kill database")
 
-ASKED_TOGETHER = Scenario(
-    "copied work, asked for together", "duplicate work + delay configurator-results", ("--seconds", "8")
-)
-FORGED_WORK = Scenario("forged work", "forged work", ("--seconds", "8"))
-OVERDUE = Scenario(
-    "more work than slots, short deadlines", "poison", ("--seconds", "15", "--concurrency", "2", "--deadline", "3")
-)
-CLOCKS = Scenario("clocks", "clock an hour ahead,clock an hour back", ("--seconds", "8"))
-LOCKED = Scenario("locked rows", "locked rows,locked rows", ("--seconds", "8"))
-DROPPED = Scenario("a drops calls", "a drops calls", ("--seconds", "8"))
-
-LONG_JUMP = Scenario("a clock that stays wrong", "clock an hour ahead", ("--seconds", "45"))
-
 FORGET = """    import random
     told = [found.get(id_) for id_ in ids]
     return [status and Status(status.equipment_id, random.choice((None, status.code))) for status in told]
 """
 
 MUTANTS = (
+    Mutant(
+        "acknowledge before commit",
+        "service_b/results/recorder.py",
+        [
+            (
+                "        while changes and not channel.lost.done():\n",
+                "        acknowledge(batch)\n        while changes and not channel.lost.done():\n",
+            ),
+            ("        acknowledge(delivery for delivery in batch if delivery.tag not in unsettled)\n", ""),
+            ("            acknowledge([delivery])\n", ""),
+        ],
+        STORAGE,
+        frozenset({"repeated"}),
+    ),
     Mutant(
         "an error is not moved, only removed",
         "service_b/tasks/endings.py",
@@ -98,88 +106,11 @@ MUTANTS = (
         frozenset({"lost"}),
     ),
     Mutant(
-        "a lease for any attempt",
-        "service_b/tasks/leases.py",
-        [("WHEN mine.attempt <> asked.attempt THEN 'old'", "WHEN false THEN 'old'")],
-        FORGED_WORK,
-        frozenset({"without a lease"}),
-    ),
-    Mutant(
-        "a lease for each who asks",
-        "service_b/tasks/leases.py",
-        [("WHEN mine.lease IS NOT NULL THEN 'taken'", "WHEN false THEN 'taken'")],
-        DOUBLED_WORK,
-        frozenset({"leased twice"}),
-    ),
-    Mutant(
-        "a lease for both who ask at once",
-        "service_b/tasks/leases.py",
-        [("CASE WHEN begun.lease = asked.lease THEN 'granted' ELSE 'taken' END", "'granted'")],
-        ASKED_TOGETHER,
-        frozenset({"attempt called twice"}),
-    ),
-    Mutant(
-        "a lease after the deadline",
-        "service_b/tasks/leases.py",
-        [("WHEN mine.expired THEN 'expired'", "WHEN false THEN 'expired'")],
-        OVERDUE,
-        frozenset({"after the deadline"}),
-    ),
-    Mutant(
-        "a lease though the row is held",
-        "service_b/results/leases.py",
-        [('leases.Answer.HELD: b"null"', 'leases.Answer.HELD: b"true"')],
-        LOCKED,
-        frozenset({"without a lease"}),
-    ),
-    Mutant(
-        "a claim keeps the last lease",
-        "service_b/tasks/claims.py",
-        [("attempt = attempt + 1, lease = NULL,", "attempt = attempt + 1,")],
-        DROPPED,
-        frozenset({"lost"}),
-    ),
-    Mutant(
-        "a call is lost before its time",
-        "service_b/tasks/leases.py",
-        [("MARGIN_SECONDS = 10\n", "MARGIN_SECONDS = -3\n")],
-        HANGING,
-        frozenset({"overlapping"}),
-    ),
-    Mutant(
-        "outcomes wait for locked rows",
+        "no attempt guard",
         "service_b/tasks/outcomes.py",
-        [("OFFSET 0 FOR UPDATE SKIP LOCKED", "OFFSET 0 FOR UPDATE")],
-        LOCKED,
-        frozenset({"held up"}),
-    ),
-    Mutant(
-        "leases wait for locked rows",
-        "service_b/tasks/leases.py",
-        [("OFFSET 0 FOR UPDATE SKIP LOCKED", "OFFSET 0 FOR UPDATE")],
-        LOCKED,
-        frozenset({"held up"}),
-    ),
-    Mutant(
-        "an outcome believes a clock that has jumped",
-        "service_b/results/recorder.py",
-        [("at_least=self._internal.at_least(),", "at_least=None,")],
-        CLOCKS,
-        frozenset({"overlapping"}),
-    ),
-    Mutant(
-        "a jump of the clock is not corrected",
-        "service_b/maintenance/reconciler.py",
-        [("if now and jump and self.leading and await", "if False and now and jump and self.leading and await")],
-        LONG_JUMP,
-        frozenset({"unfounded"}),
-    ),
-    Mutant(
-        "what a jump misdated is not mended",
-        "service_b/maintenance/reconciler.py",
-        [("                await mending.mend(", "                mending.mend(")],
-        CLOCKS,
-        frozenset({"lost"}),
+        [("mine.attempt = change.attempt AND (change", "(change")],
+        LATE_COPIES,
+        frozenset({"overlapping", "called after the end", "repeated"}),
     ),
     Mutant(
         "no mandatory flag",
@@ -215,20 +146,6 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "redelivered work called blindly",
-        "configurator/consumers.py",
-        [("        if delivery.redelivered:\n", "        if not delivery:\n")],
-        KILLED,
-        frozenset({"attempt called twice"}),
-    ),
-    Mutant(
-        "no join on redelivery",
-        "configurator/consumers.py",
-        [("if running := self._jobs.get(job.key):", "if running := self._jobs.get((task.task_id, 0)):")],
-        DOUBLED_WORK,
-        frozenset({"attempt called twice"}),
-    ),
-    Mutant(
         "published twice",
         "service_b/relay.py",
         [("if publication.is_refused:", "if dispatch.attempt == 1:")],
@@ -255,8 +172,6 @@ MUTANTS = (
         [("prefetch_count=prefetch,", "prefetch_count=0,")],
         SWAMPED,
         frozenset({"overlapping", "called after the end", "lost"}),
-        # The second guard against the same harm: what has waited for too long is handed back.
-        also=("configurator/consumers.py", ("if now() > job.taken_at +", "if now() > 9e9 +")),
     ),
     Mutant(
         "promotion out of order",
@@ -275,15 +190,8 @@ MUTANTS = (
     Mutant(
         "a device is not left alone after an unknown end",
         "configurator/service_a.py",
-        [("        hold = max(0.0, task.time_limit_seconds - seconds) if kind", "        hold = 0.0 if kind")],
+        [("        hold = max(0.0, job.seconds_left) if kind", "        hold = 0.0 if kind")],
         A_CUT_OFF,
-        frozenset({"overlapping"}),
-    ),
-    Mutant(
-        "a device is not left alone after an interruption",
-        "configurator/consumers.py",
-        [("hold = task.time_limit_seconds + self._settings.lateness_seconds", "hold = 0.0")],
-        KILLED,
         frozenset({"overlapping"}),
     ),
     Mutant(

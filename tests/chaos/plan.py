@@ -27,17 +27,16 @@ class Window:
 
 
 def draw(seed: int, chosen: Sequence[str] = ()) -> list[Window]:
-    """Draw a run's windows. Some seeds in a row use every nemesis alone once; besides each run mixes some.
+    """Draw a run's windows. `rounds()` seeds in a row use every nemesis alone once; besides each run mixes some.
 
     With `chosen` nemeses a run uses just these, in this order; those joined by `+` work at once.
     """
     rng = random.Random(seed)
     if chosen:
         return [_window(rng, tuple(name.strip() for name in names.split("+"))) for names in chosen]
-    rounds = -(-len(possible()) // ALONE)
     deck = sorted(possible())
-    random.Random(seed // rounds).shuffle(deck)
-    alone = deck[seed % rounds :: rounds]
+    random.Random(seed // rounds()).shuffle(deck)
+    alone = deck[seed % rounds() :: rounds()]
     windows = [_window(rng, (name,)) for name in alone] + [_window(rng, _mix(rng)) for _ in range(MIXED)]
     rng.shuffle(windows)
     return windows
@@ -47,6 +46,11 @@ def draw(seed: int, chosen: Sequence[str] = ()) -> list[Window]:
 def possible() -> frozenset[str]:
     """The nemeses that this machine can be made to suffer: not everybody may make a wire."""
     return frozenset(name for name, nemesis in NEMESES.items() if WIRE not in nemesis.needs or Wire.can_be_made())
+
+
+def rounds() -> int:
+    """How many seeds in a row, from a multiple of this on, use every nemesis alone once."""
+    return -(-len(possible()) // ALONE)
 
 
 def needs(windows: Sequence[Window]) -> frozenset[str]:

@@ -9,7 +9,7 @@ import uvloop
 
 from configurator.service_a import ServiceA
 from messaging.messages import OutcomeKind
-from tests.configurator.calls import make_task
+from tests.configurator.calls import make_job
 from tests.fake_a import FakeA, answer
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -54,7 +54,7 @@ async def how_it_ends(says: bytes, hangs_up: bool, kind: OutcomeKind, limit: flo
     server, url = await listener.serve()
     async with server:
         async with ServiceA(url) as service_a:
-            assert (await service_a.configure(make_task(limit=limit))).kind is kind
+            assert (await service_a.configure(make_job(limit=limit))).kind is kind
         return await listener.ended
 
 
@@ -92,7 +92,7 @@ async def test_a_call_that_is_cancelled_is_reset() -> None:
     listener = Listener()
     server, url = await listener.serve()
     async with server, ServiceA(url) as service_a:
-        call = asyncio.create_task(service_a.configure(make_task()))
+        call = asyncio.create_task(service_a.configure(make_job()))
         await listener.requested.wait()
         call.cancel()
         assert await listener.ended == "reset"
@@ -100,16 +100,16 @@ async def test_a_call_that_is_cancelled_is_reset() -> None:
 
 async def test_a_kept_connection_is_used_again_and_reset_when_that_call_is_given_up() -> None:
     async with FakeA() as fake_a, ServiceA(fake_a.url) as service_a:
-        assert (await service_a.configure(make_task())).kind is OutcomeKind.SUCCESS
+        assert (await service_a.configure(make_job())).kind is OutcomeKind.SUCCESS
         fake_a.default = answer(delay=60)
-        assert (await service_a.configure(make_task(limit=0.3))).kind is OutcomeKind.UNKNOWN
+        assert (await service_a.configure(make_job(limit=0.3))).kind is OutcomeKind.UNKNOWN
         fake_a.default = answer()
-        assert (await service_a.configure(make_task())).kind is OutcomeKind.SUCCESS
+        assert (await service_a.configure(make_job())).kind is OutcomeKind.SUCCESS
 
 
 async def test_a_slow_a_that_has_been_reached_is_waited_for() -> None:
     async with FakeA(delay=2) as fake_a, ServiceA(fake_a.url, reach_seconds=0.5) as service_a:
-        assert (await service_a.configure(make_task())).kind is OutcomeKind.SUCCESS
+        assert (await service_a.configure(make_job())).kind is OutcomeKind.SUCCESS
 
 
 @pytest.mark.parametrize("limit", [4.3, 5.5, 60.3, 89.7])
@@ -126,6 +126,6 @@ async def test_a_limit_is_no_whole_number_of_seconds(limit: float, monkeypatch: 
     async with FakeA() as fake_a, ServiceA(fake_a.url) as service_a:
         monkeypatch.setattr(loop, "call_at", noted)
         earliest = loop.time() + limit
-        assert (await service_a.configure(make_task(limit=limit))).kind is OutcomeKind.SUCCESS
+        assert (await service_a.configure(make_job(limit=limit))).kind is OutcomeKind.SUCCESS
         latest = loop.time() + limit
     assert [when for when in timers if earliest <= when <= latest and not math.isclose(when, round(when))]

@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 from configurator import leases as client
 from configurator.jobs import Job
 from configurator.leases import BATCH, Leases
-from tests.configurator.calls import make_task
+from messaging.deliveries import Delivery
+from tests.configurator.calls import Nobody, make_task
 from tests.conftest import eventually
 from tests.fake_results import FakeResults, Reaction, decide, grant_and_reset, held, reset, say
 
@@ -36,8 +37,8 @@ async def asking(
         yield leases
 
 
-def make_job(**changed: Any) -> Job:
-    return Job(make_task(**changed), [])
+def make_job() -> Job:
+    return Job(make_task(), Delivery(Nobody(), 1, False, b""))
 
 
 async def until_said(leases: Leases, job: Job) -> bool:
@@ -138,7 +139,7 @@ async def test_a_grant_whose_answer_is_lost_is_granted_again_to_the_same_call(fa
     fake_results.script.append(grant_and_reset())
     async with asking(fake_results) as leases:
         job = make_job()
-        copy = Job(job.task, [])
+        copy = Job(job.task, job.delivery)
         assert await leases.ask(job) is None
         assert await leases.ask(copy) is False
         assert await leases.ask(job) is True
@@ -148,7 +149,7 @@ async def test_for_a_job_that_nobody_wants_no_lease_is_asked_for(fake_results: F
     unwanted, wanted = make_job(), make_job()
     async with asking(fake_results, is_wanted=lambda job: job is not unwanted) as leases:
         assert await leases.ask(unwanted) is None
-        assert unwanted.asked_at is None
+        assert not unwanted.has_asked
         assert fake_results.requests == 0
         assert await asyncio.gather(*map(leases.ask, (unwanted, wanted))) == [None, True]
     assert [asked.lease for asked in fake_results.asked] == [str(wanted.lease)]

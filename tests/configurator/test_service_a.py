@@ -8,11 +8,18 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientResponse, web
+from aiohttp.connector import Connection
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
+from configurator.connections import Request
+from configurator.jobs import LATENESS_SECONDS
 from configurator.service_a import ServiceA
+from configurator.silence import SILENT_ENDS
 from messaging.messages import OutcomeKind
-from tests.configurator.calls import LIMIT, make_task
+from runtime.clock import now
+from tests.configurator.calls import LIMIT, make_job
 from tests.fake_a import Behaviour, FakeA, answer, reset, silence
 
 
@@ -95,9 +102,10 @@ ANSWERS: dict[str, tuple[Behaviour, OutcomeKind, str]] = {
 async def test_one_call_has_one_outcome(service_a: ServiceA, fake_a: FakeA, name: str) -> None:
     behaviour, kind, reason = ANSWERS[name]
     fake_a.script["ROUTER1"].append(behaviour)
-    task = make_task()
-    outcome = await service_a.configure(task)
-    assert (outcome.task_id, outcome.attempt, outcome.kind) == (task.task_id, 1, kind)
+    job = make_job()
+    outcome = await service_a.configure(job)
+    assert (outcome.task_id, outcome.attempt, outcome.lease) == (job.task.task_id, 1, job.lease)
+    assert outcome.kind is kind
     assert outcome.reason.startswith(reason)
     assert outcome.retry_after_seconds is None
     if kind is OutcomeKind.UNKNOWN:
@@ -115,11 +123,11 @@ async def test_a_gets_the_task_as_its_client_wrote_it_and_knows_the_attempt(serv
         "interfaces": [],
         "unknown": {"deep": [{"er": 1.0}, 2**70, -0.1, True, ""], "": "空"},
     }
-    task = make_task("Serial00", attempt=7, **parameters)
-    await service_a.configure(task)
+    job = make_job("Serial00", attempt=7, **parameters)
+    await service_a.configure(job)
     (work,) = fake_a.ledger
     assert work.equipment_id == "Serial00"
-    assert (work.task_id, work.attempt) == (str(task.task_id), 7)
+    assert (work.task_id, work.attempt) == (str(job.task.task_id), 7)
     assert json.dumps(work.body) == json.dumps({"timeoutInSeconds": 14, "parameters": parameters})
 
 
@@ -135,7 +143,7 @@ RETRY_AFTER = {
 async def test_retry_after_is_passed_on(service_a: ServiceA, fake_a: FakeA, name: str) -> None:
     header, seconds = RETRY_AFTER[name]
     fake_a.default = answer(503, headers={"Retry-After": header})
-    outcome = await service_a.configure(make_task())
+    outcome = await service_a.configure(make_job())
     assert (outcome.kind, outcome.retry_after_seconds) == (OutcomeKind.UNAVAILABLE, seconds)
 
 
@@ -143,21 +151,80 @@ async def test_retry_after_is_passed_on(service_a: ServiceA, fake_a: FakeA, name
 async def test_retry_after_may_be_a_date(service_a: ServiceA, fake_a: FakeA, status: int) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=1000), usegmt=True)
     fake_a.default = answer(status, headers={"Retry-After": date})
-    outcome = await service_a.configure(make_task())
+    outcome = await service_a.configure(make_job())
     assert outcome.kind is OutcomeKind.UNAVAILABLE
     assert 800 < (outcome.retry_after_seconds or 0) <= 1000
 
 
 async def test_retry_after_in_a_far_future_is_still_unavailable(service_a: ServiceA, fake_a: FakeA) -> None:
     fake_a.default = answer(503, headers={"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"})
-    outcome = await service_a.configure(make_task())
+    outcome = await service_a.configure(make_job())
     assert outcome.kind is OutcomeKind.UNAVAILABLE
     assert (outcome.retry_after_seconds or 0) > 86400
 
 
 async def test_silence_beyond_the_limit_is_unknown_and_a_has_no_time_left(service_a: ServiceA, fake_a: FakeA) -> None:
     fake_a.default = silence()
-    outcome = await service_a.configure(make_task(limit=0.3))
+    outcome = await service_a.configure(make_job(limit=0.3))
     assert (outcome.kind, outcome.hold_seconds) == (OutcomeKind.UNKNOWN, 0)
     assert outcome.reason == "no answer within the time limit"
     assert len(fake_a.ledger) == 1
+
+
+async def test_the_limit_is_counted_from_when_the_lease_was_asked_for(service_a: ServiceA, fake_a: FakeA) -> None:
+    fake_a.default = silence()
+    job = make_job(limit=3, waited=2.5)
+    began = now()
+    outcome = await service_a.configure(job)
+    assert (outcome.kind, outcome.hold_seconds) == (OutcomeKind.UNKNOWN, 0)
+    assert now() - began < 2
+
+
+@pytest.mark.parametrize(("limit", "waited"), [(LIMIT, LATENESS_SECONDS + 0.1), (1, 1.1), (LIMIT, 3600)])
+async def test_a_late_job_is_not_called_for_and_may_be_tried_again_at_once(
+    service_a: ServiceA, fake_a: FakeA, limit: float, waited: float
+) -> None:
+    outcome = await service_a.configure(make_job(limit=limit, waited=waited))
+    assert (outcome.kind, outcome.retry_after_seconds) == (OutcomeKind.UNAVAILABLE, 0)
+    assert outcome.reason == "not called: the lease came late, or the process stood still"
+    assert not fake_a.ledger
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["new connection", "kept connection"])
+async def test_a_job_that_grows_late_before_its_request_is_sent_is_not_called_for(
+    service_a: ServiceA, fake_a: FakeA, monkeypatch: pytest.MonkeyPatch, is_kept: bool
+) -> None:
+    if is_kept:
+        await service_a.configure(make_job("BEFORE"))
+    send = Request.send
+
+    async def stand_still(request: Request, connection: Connection) -> ClientResponse:
+        response = await send(request, connection)
+        job.asked_at -= 3600
+        return response
+
+    job = make_job()
+    with monkeypatch.context() as patched:
+        patched.setattr(Request, "send", stand_still)
+        outcome = await service_a.configure(job)
+    assert (outcome.kind, outcome.retry_after_seconds) == (OutcomeKind.UNAVAILABLE, 0)
+    assert not fake_a.calls("ROUTER1")
+    assert (await service_a.configure(make_job("AFTERWARDS"))).kind is OutcomeKind.SUCCESS
+
+
+async def test_an_a_that_answers_nobody_is_named_until_it_answers_somebody(service_a: ServiceA, fake_a: FakeA) -> None:
+    missing: list[str | None] = []
+    ends = [answer(502, HTML_404)] * SILENT_ENDS + [answer(503), answer(404)]
+    with capture_logs() as logs:
+        for behaviour in ends:
+            fake_a.script["ROUTER1"].append(behaviour)
+            await service_a.configure(make_job())
+            await service_a.configure(make_job(waited=3600))
+            missing.append(service_a.unready)
+            if len(missing) == SILENT_ENDS + 1:
+                assert REGISTRY.get_sample_value("service_a_silent_ends") == SILENT_ENDS + 1
+    since = str(missing[-2]).split()[-1]
+    assert missing == [None] * (SILENT_ENDS - 1) + [f"service A answers nobody since {since}"] * 2 + [None]
+    assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(since) < timedelta(minutes=5)
+    assert REGISTRY.get_sample_value("service_a_silent_ends") == 0
+    assert [log["event"] for log in logs] == ["service_a.silent", "service_a.answers"]

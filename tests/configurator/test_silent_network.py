@@ -9,7 +9,7 @@ import uvloop
 
 from configurator.service_a import ServiceA
 from messaging.messages import OutcomeKind
-from tests.configurator.calls import make_task
+from tests.configurator.calls import make_job
 from tests.conftest import eventually
 from tests.fake_a import FakeA
 from tests.hosts import CannotMakeHostsError, Host, connections, two_hosts
@@ -31,12 +31,12 @@ async def calls_around_a_silence(own: Host, limit: float, reach_seconds: float) 
     """Call A, call it again while the network is silent, and once more afterwards; tell why the second call ended."""
     url = f"http://{own.peer}:{PORT}"
     async with ServiceA(url, reach_seconds=reach_seconds) as service_a:
-        assert (await service_a.configure(make_task("BEFORE"))).kind is OutcomeKind.SUCCESS
+        assert (await service_a.configure(make_job("BEFORE"))).kind is OutcomeKind.SUCCESS
         own.silence(True)
-        outcome = await service_a.configure(make_task("MEANWHILE", limit=limit))
+        outcome = await service_a.configure(make_job("MEANWHILE", limit=limit))
         own.silence(False)
         assert outcome.kind is OutcomeKind.UNKNOWN
-        assert (await service_a.configure(make_task("AFTERWARDS"))).kind is OutcomeKind.SUCCESS
+        assert (await service_a.configure(make_job("AFTERWARDS"))).kind is OutcomeKind.SUCCESS
     await eventually(lambda: not connections(PORT))
     return outcome.reason
 

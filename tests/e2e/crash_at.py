@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from configurator.leases import Leases
 from configurator.service_a import ServiceA
 from messaging.channel import Channel
 from service_b.tasks import claims, outcomes, promotion
@@ -48,7 +49,8 @@ POINTS: dict[str, Callable[[], None]] = {
     "relay: published, not confirmed": lambda: before(Channel, "on_confirm"),
     # The reconciler's probes, which are not mandatory, are none of the relay's.
     "relay: confirmed": lambda: after(Channel, "publish", lambda keywords, _: keywords.get("mandatory", True)),
-    "configurator: delivered, not called": lambda: before(ServiceA, "configure"),
+    "configurator: delivered, not asked": lambda: before(Leases, "ask"),
+    "configurator: granted, not called": lambda: before(ServiceA, "configure"),
     "configurator: answered, not published": lambda: before(Channel, "publish"),
     "configurator: published, not confirmed": lambda: before(Channel, "on_confirm"),
     "configurator: confirmed, not acknowledged": lambda: before(Channel, "acknowledge"),

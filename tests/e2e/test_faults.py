@@ -90,10 +90,10 @@ async def test_calls_in_flight_survive_the_broker_and_none_is_made_twice(
     finally:
         await in_thread(rabbitmq.start)
 
-    async def joined() -> bool:
-        return (await breakable.metric(configurator, "redelivered_total", treated="joined") or 0) >= 250
+    async def refused() -> bool:
+        return (await breakable.metric(configurator, "leases_asked_total", answer="refused") or 0) >= 250
 
-    await eventually(joined)
+    await eventually(refused)
     back.set()
     assert await breakable.final_codes(web, paths) == [200] * 500
     assert len(fake.ledger) == 500
@@ -119,7 +119,7 @@ async def test_one_devices_tasks_go_one_by_one_in_order_and_hold_nobody_up(fleet
     others_ended.set()
     assert await fleet.final_codes(second, shared) == [200] * 60
     assert fake.overlapping() == []
-    accepted = await fleet.sql.fetch("SELECT id FROM task WHERE equipment_id = 'SHARED01' ORDER BY seq")
+    accepted = await fleet.sql.fetch("SELECT id FROM finished WHERE equipment_id = 'SHARED01' ORDER BY seq")
     assert [call.task_id for call in fake.calls("SHARED01")] == [str(row["id"]) for row in accepted]
 
 
@@ -204,7 +204,7 @@ async def test_what_cannot_be_read_is_dead_lettered_with_a_reason_and_the_next_i
         (fleet.queues.configured_queue, results, outcome),
     )
     for queue, reader, message in cases:
-        of_the_future = json.dumps(json.loads(message.encode()) | {"v": 2}).encode()
+        of_the_future = json.dumps(json.loads(message.encode()) | {"v": 3}).encode()
         for body in (b"\xffgarbage", of_the_future):
             await amqp.basic_publish(body, routing_key=queue)
         dead = dead_letter_queue(queue)
@@ -270,13 +270,18 @@ async def lose_messages(fleet: Fleet, *, delete: bool) -> None:
     web, results, configurator = await fleet.start("service_b", "service_b.results", "configurator")
     connection = await aiormq.connect(fleet.queues.nodes[0])
     channel = await connection.channel()
-    # Whoever reads a queue is away, so that there is something to lose.
-    paths = []
+    # Whoever reads a queue is away, so that there is something to lose; no call begins without the results process.
+    ending = asyncio.Event()
+    fleet.fake_a.default = held(ending)
+    paths = await fleet.submit(web, serials(30, "OUTCOME"))
+    await fleet.calls(30)
     readers = {fleet.queues.configured_queue: results, fleet.queues.to_configure_queue: configurator}
-    for (queue, reader), prefix in zip(readers.items(), ("OUTCOME", "TASK"), strict=True):
-        await in_thread(reader.terminate)
-        paths += await fleet.submit(web, serials(30, prefix))
-        await eventually(partial(holds, channel, queue, 30), every=0.1)
+    await in_thread(results.terminate)
+    ending.set()
+    await eventually(partial(holds, channel, fleet.queues.configured_queue, 30), every=0.1)
+    await in_thread(configurator.terminate)
+    paths += await fleet.submit(web, serials(30, "TASK"))
+    await eventually(partial(holds, channel, fleet.queues.to_configure_queue, 30), every=0.1)
     for queue in readers:
         await (channel.queue_delete(queue) if delete else channel.queue_purge(queue))
     await connection.close()

@@ -65,13 +65,19 @@ def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
 @given(tasks | outcomes)
 def test_the_wire_format_is_json_with_the_version(message: Message) -> None:
     fields = json.loads(message.encode())
-    assert fields["v"] == 1
+    assert fields["v"] == (2 if isinstance(message, ConfigureTask) else 1)
     assert UUID(fields["task_id"]) == message.task_id
 
 
 @given(tasks | outcomes, st.dictionaries(text.map("new_".__add__), values, min_size=1, max_size=3))
 def test_fields_of_a_later_version_are_ignored(message: Message, more: dict[str, Any]) -> None:
     assert type(message).decode(encode(json.loads(message.encode()) | more)) == message
+
+
+@given(tasks)
+def test_a_task_of_the_former_version_is_read(task: ConfigureTask) -> None:
+    former = ConfigureTask.decode(encode(json.loads(task.encode()) | {"v": 1}))
+    assert former == task.model_copy(update={"v": 1})
 
 
 @pytest.mark.parametrize("kind", [ConfigureTask, Outcome])
@@ -86,7 +92,7 @@ def test_garbage_is_refused_with_its_raw_bytes(kind: type[Message], body: bytes)
 @pytest.mark.parametrize(
     ("kind", "fields", "field"),
     [
-        (ConfigureTask, {"v": 2}, "v"),
+        (ConfigureTask, {"v": 3}, "v"),
         (ConfigureTask, {"v": SECRET}, "v"),
         (ConfigureTask, {"task_id": SECRET}, "task_id"),
         (ConfigureTask, {"attempt": 0}, "attempt"),
