@@ -53,16 +53,8 @@ class Mutant:
 
 
 CALM = Scenario("calm", "poison", ("--seconds", "8"))
-# Several times: the process must die while a batch waits for the database.
-STORAGE = Scenario("storage fails, results die", ",".join(["kill database + kill results"] * 5), ("--once",))
 COPIES = Scenario("copied outcomes", "a talks garbage + duplicate outcomes", ("--seconds", "8"))
-LATE_COPIES = Scenario(
-    "copied outcomes of calls that hang",
-    "a hangs + duplicate outcomes,a hangs + duplicate outcomes",
-    ("--seconds", "9"),
-)
 UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ("--once", "--seconds", "3"))
-KILLED = Scenario("killed configurators", "kill configurator,kill configurator,kill configurator")
 DOUBLED_WORK = Scenario("copied work", "duplicate work", ("--seconds", "10"))
 CUT = Scenario(
     "a slow relay cut, calls that hang",
@@ -78,26 +70,26 @@ HANGING = Scenario("a hangs", "a hangs", ("--seconds", "8"))
 SILENT = Scenario("a silent network before a", ",".join(["black hole configurator-a"] * 3), ("--seconds", "7"))
 WEB_DIES = Scenario("database and web die", "kill database,cut after commit web-database,kill web,kill database")
 
+ASKED_TOGETHER = Scenario(
+    "copied work, asked for together", "duplicate work + delay configurator-results", ("--seconds", "8")
+)
+FORGED_WORK = Scenario("forged work", "forged work", ("--seconds", "8"))
+OVERDUE = Scenario(
+    "more work than slots, short deadlines", "poison", ("--seconds", "15", "--concurrency", "2", "--deadline", "3")
+)
+RESULTS_PAUSED = Scenario("leases that come late", ",".join(["pause results"] * 4), ("--seconds", "6"))
+CLOCKS = Scenario("clocks", "clock an hour ahead,clock an hour back", ("--seconds", "8"))
+LOCKED = Scenario("locked rows", "locked rows,locked rows", ("--seconds", "8"))
+FORMER = Scenario("a former configurator", "former configurator", ("--seconds", "5"))
+
+LONG_JUMP = Scenario("a clock that stays wrong", "clock an hour ahead", ("--seconds", "45"))
+
 FORGET = """    import random
     told = [found.get(id_) for id_ in ids]
     return [status and Status(status.equipment_id, random.choice((None, status.code))) for status in told]
 """
 
 MUTANTS = (
-    Mutant(
-        "acknowledge before commit",
-        "service_b/results/recorder.py",
-        [
-            (
-                "        while changes and not channel.lost.done():\n",
-                "        acknowledge(batch)\n        while changes and not channel.lost.done():\n",
-            ),
-            ("        acknowledge(delivery for delivery in batch if delivery.tag not in unsettled)\n", ""),
-            ("            acknowledge([delivery])\n", ""),
-        ],
-        STORAGE,
-        frozenset({"repeated"}),
-    ),
     Mutant(
         "an error is not moved, only removed",
         "service_b/tasks/endings.py",
@@ -106,11 +98,107 @@ MUTANTS = (
         frozenset({"lost"}),
     ),
     Mutant(
-        "no attempt guard",
+        "a lease for any attempt",
+        "service_b/tasks/leases.py",
+        [("WHEN mine.attempt <> asked.attempt THEN 'old'", "WHEN false THEN 'old'")],
+        FORGED_WORK,
+        frozenset({"without a lease"}),
+    ),
+    Mutant(
+        "a lease for each who asks",
+        "service_b/tasks/leases.py",
+        [("WHEN mine.lease IS NOT NULL THEN 'taken'", "WHEN false THEN 'taken'")],
+        DOUBLED_WORK,
+        frozenset({"leased twice"}),
+    ),
+    Mutant(
+        "a lease for both who ask at once",
+        "service_b/tasks/leases.py",
+        [("CASE WHEN begun.lease = asked.lease THEN 'granted' ELSE 'taken' END", "'granted'")],
+        ASKED_TOGETHER,
+        frozenset({"attempt called twice"}),
+    ),
+    Mutant(
+        "a lease after the deadline",
+        "service_b/tasks/leases.py",
+        [("WHEN mine.expired THEN 'expired'", "WHEN false THEN 'expired'")],
+        OVERDUE,
+        frozenset({"after the deadline"}),
+    ),
+    Mutant(
+        "a lease though the row is held",
+        "service_b/results/leases.py",
+        [('leases.Answer.HELD: b"null"', 'leases.Answer.HELD: b"true"')],
+        LOCKED,
+        frozenset({"without a lease"}),
+    ),
+    Mutant(
+        "a call without a lease",
+        "configurator/consumers.py",
+        [
+            (
+                "        if not granted:\n            acknowledge([job.delivery])\n        return granted\n",
+                "        return True\n",
+            )
+        ],
+        DOUBLED_WORK,
+        frozenset({"attempt called twice"}),
+    ),
+    Mutant(
+        "nobody is asked for a lease",
+        "configurator/consumers.py",
+        [("            if await self._begins(job):\n", "            job.asked_at = 1e9\n            if job:\n")],
+        DOUBLED_WORK,
+        frozenset({"without a lease"}),
+    ),
+    Mutant(
+        "a lease is used however late it comes",
+        "configurator/jobs.py",
+        [("        return now() - self.asked_at > min(", "        return now() - self.asked_at > 1e9 + min(")],
+        RESULTS_PAUSED,
+        frozenset({"stale lease"}),
+    ),
+    Mutant(
+        "a call without a lease, of a former version",
+        "messaging/messages.py",
+        [("    v: Literal[1, 2] = 2", "    v: Literal[1, 2] = 1")],
+        FORMER,
+        frozenset({"without a lease"}),
+    ),
+    Mutant(
+        "a call is lost before its time",
+        "service_b/tasks/leases.py",
+        [("MARGIN_SECONDS = 10\n", "MARGIN_SECONDS = -3\n")],
+        HANGING,
+        frozenset({"overlapping"}),
+    ),
+    Mutant(
+        "outcomes wait for locked rows",
         "service_b/tasks/outcomes.py",
-        [("mine.attempt = change.attempt AND (change", "(change")],
-        LATE_COPIES,
-        frozenset({"overlapping", "called after the end", "repeated"}),
+        [("OFFSET 0 FOR UPDATE SKIP LOCKED", "OFFSET 0 FOR UPDATE")],
+        LOCKED,
+        frozenset({"held up"}),
+    ),
+    Mutant(
+        "leases wait for locked rows",
+        "service_b/tasks/leases.py",
+        [("OFFSET 0 FOR UPDATE SKIP LOCKED", "OFFSET 0 FOR UPDATE")],
+        LOCKED,
+        frozenset({"held up"}),
+    ),
+    Mutant(
+        "a jump of the clock is not corrected",
+        "service_b/maintenance/reconciler.py",
+        [("if now and jump and self.leading and await", "if False and now and jump and self.leading and await")],
+        LONG_JUMP,
+        frozenset({"unfounded"}),
+    ),
+    Mutant(
+        "what a jump misdated is not mended",
+        "service_b/maintenance/reconciler.py",
+        [("                await mending.mend(", "                mending.mend(")],
+        CLOCKS,
+        frozenset({"lost"}),
     ),
     Mutant(
         "no mandatory flag",
