@@ -77,7 +77,7 @@ END),
 CREATE FUNCTION public.finished_delete_strays(retention_days integer, callers_now timestamp with time zone, at_most integer) RETURNS bigint
     LANGUAGE sql SECURITY DEFINER
     SET lock_timeout TO '100ms'
-    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET search_path TO 'public', 'pg_temp'
     BEGIN ATOMIC
  WITH deleted AS (
           DELETE FROM public.finished_default
@@ -101,7 +101,7 @@ END;
 CREATE FUNCTION public.finished_drop_oldest(retention_days integer, callers_now timestamp with time zone) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET lock_timeout TO '100ms'
-    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET search_path TO 'public', 'pg_temp'
     AS $_$
 DECLARE
     today date := (least(now(), callers_now) AT TIME ZONE 'UTC')::date;
@@ -134,7 +134,7 @@ CREATE FUNCTION public.finished_first_id(day date) RETURNS uuid
 CREATE FUNCTION public.finished_make_next() RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET lock_timeout TO '100ms'
-    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET search_path TO 'public', 'pg_temp'
     AS $$
 DECLARE
     today date := (now() AT TIME ZONE 'UTC')::date;

@@ -16,6 +16,7 @@ from service_b.api import routes
 from service_b.api.middleware import observe_and_answer
 from service_b.database import create_pool
 from service_b.maintenance.backlog import BacklogMeter
+from service_b.maintenance.partitions import Partitions
 from service_b.maintenance.reconciler import ROUND_SECONDS, Reconciler
 from service_b.relay import POLL_SECONDS, Relay
 from service_b.settings import Settings
@@ -82,18 +83,20 @@ async def _close(pool: asyncpg.Pool) -> None:
 
 
 async def _background(app: web.Application) -> AsyncIterator[None]:
-    """Run the relay and what wakes it, the reconciler, and the backlog's gauges."""
+    """Run the relay and what wakes it, the reconciler, the backlog's gauges, and the care of the partitions."""
     settings, periods = app[SETTINGS], app[PERIODS]
     async with Session(settings, settings.app_name) as session:
         relay = Relay(session, app[POOL], settings, app[WAKE], poll_seconds=periods.poll)
         reconciler = Reconciler(session, app[POOL], settings, Clock(), round_seconds=periods.round)
         backlog = BacklogMeter(app[POOL], lambda: reconciler.leading)
+        partitions = Partitions(app[POOL], settings.retention_days, lambda: reconciler.leading)
         REGISTRY.register(backlog)
         loops: dict[str, Loop] = {
             "relay": relay,
             "wakeup": Endless(partial(listen, settings, app[WAKE])),
             "reconciler": Endless(reconciler.run),
             "backlog": Endless(backlog.run),
+            "partitions": Endless(partitions.run),
         }
         async with running(loops, stop_seconds=STOP_SECONDS):
             yield

@@ -1,8 +1,8 @@
 """Settings of the web process."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from messaging.settings import BrokerSettings
 from runtime.settings import OwnHost, Port, ProcessSettings
@@ -24,4 +24,11 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
     max_connections: int | None = Field(None, ge=1)
     service_a_grace_seconds: float = Field(75, ge=0, le=86400, allow_inf_nan=False)
     task_deadline_seconds: float = Field(86400, gt=0, le=31_536_000, allow_inf_nan=False)
+    retention_days: int = Field(90, ge=1, le=3650)
     keep_parameters: Literal["failed", "all", "none"] = "failed"
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> Self:
+        if self.retention_days * 86400 < self.task_deadline_seconds:
+            raise ValueError("RETENTION_DAYS: must be as long as TASK_DEADLINE_SECONDS, at least (a day is 86400 s)")
+        return self

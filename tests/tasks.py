@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 from uuid_utils.compat import uuid7
@@ -51,23 +51,48 @@ async def accept(
     return [task.id for task in new]
 
 
+def call_lease(id_: UUID, attempt: int) -> UUID:
+    """The lease that a test begins an attempt under."""
+    return UUID(int=id_.int ^ attempt)
+
+
+def lease_of(dispatch: Dispatch) -> UUID:
+    """The lease of an attempt that was claimed."""
+    return call_lease(dispatch.id, dispatch.attempt)
+
+
 async def begin(pool: Queries, *dispatches: Dispatch) -> list[UUID]:
     """Begin the calls of attempts; return their leases."""
-    asked = [(dispatch.id, dispatch.attempt, uuid4()) for dispatch in dispatches]
+    asked = [(dispatch.id, dispatch.attempt, lease_of(dispatch)) for dispatch in dispatches]
     assert await leases.grant(pool, asked) == ["granted"] * len(asked)
     return [lease for _, _, lease in asked]
 
 
+async def claim(pool: Queries, limit: int) -> list[Dispatch]:
+    """Claim what is due, and begin it."""
+    dispatches = await claims.claim(pool, limit)
+    await begin(pool, *dispatches)
+    return dispatches
+
+
 def finish(dispatch: Dispatch, code: int = 200) -> Change:
     """The attempt has ended the task."""
-    return Change(dispatch.id, dispatch.attempt, code, None)
+    return Change(dispatch.id, dispatch.attempt, lease_of(dispatch), code, None)
 
 
 def give_back(
-    dispatch: Dispatch, *, hold_seconds: float = 0, backoff_seconds: float = 0, unknown: bool = False
+    dispatch: Dispatch,
+    *,
+    hold_seconds: float = 0,
+    backoff_seconds: float = 0,
+    unknown: bool = False,
+    lost: bool = False,
 ) -> Change:
     """The attempt has not ended the task."""
-    return Change(dispatch.id, dispatch.attempt, None, "given back", hold_seconds, backoff_seconds, unknown)
+    lease = lease_of(dispatch)
+    return Change(
+        dispatch.id, dispatch.attempt, lease, None, "given back", hold_seconds, backoff_seconds, unknown, lost
+    )
 
 
 @asynccontextmanager
@@ -85,16 +110,16 @@ async def apply(pool: Queries, *changes: Change, max_attempts: int = 3) -> dict[
     async with connected(pool) as connection:
         applied = await outcomes.apply(connection, changes, max_attempts=max_attempts)
     assert not applied.held
-    return applied.accepted
+    return {(id_, attempt): counted.accepted_at for (id_, attempt, _), counted in applied.counted.items()}
 
 
 async def one_of_each(pool: Queries) -> dict[str, Dispatch]:
     """Bring a task into each state, by the way that tasks go; by the name of the state, with its latest attempt."""
     ids = await accept(pool, A, A, B, C, "DEVICE0D", "DEVICE0E")
     dispatched, waiting, due, success, error, running = ids
-    claimed = await claimed_by_id(pool)
+    claimed = {dispatch.id: dispatch for dispatch in await claims.claim(pool, 9)}
+    await begin(pool, *(claimed[id_] for id_ in (due, success, error, running)))
     await apply(pool, give_back(claimed[due]), finish(claimed[success]), finish(claimed[error], 404))
-    await begin(pool, claimed[running])
     never = Dispatch(waiting, 0, A, 1, 1, "{}")
     return {
         "waiting": never,
@@ -110,6 +135,12 @@ async def expire(pool: Queries, limit: int) -> list[UUID]:
     """End tasks past their deadline."""
     async with connected(pool) as connection:
         return await expiry.expire(connection, limit)
+
+
+async def end_used_up(pool: Queries, limit: int) -> list[UUID]:
+    """End tasks that have had their attempts."""
+    async with connected(pool) as connection:
+        return await expiry.end_used_up(connection, limit)
 
 
 async def promote_stranded(pool: Queries, after: str, limit: int) -> tuple[str, int]:
@@ -156,7 +187,7 @@ async def let_time_pass(sql: asyncpg.Connection, seconds: float) -> None:
     await sql.execute(
         """
         UPDATE task SET due_at = due_at - span, deadline_at = deadline_at - span, created_at = created_at - span,
-               dispatched_at = dispatched_at - span
+               dispatched_at = dispatched_at - span, begun_at = begun_at - span, overdue_at = overdue_at - span
         FROM make_interval(secs => $1) AS span
         """,
         seconds,
@@ -169,14 +200,14 @@ async def step_clock(sql: asyncpg.Connection, seconds: float) -> None:
 
 
 async def claimed_by_id(pool: Queries, limit: int = 100) -> dict[UUID, Dispatch]:
-    """Claim what is due."""
-    return {dispatch.id: dispatch for dispatch in await claims.claim(pool, limit)}
+    """Claim what is due, and begin it."""
+    return {dispatch.id: dispatch for dispatch in await claim(pool, limit)}
 
 
 async def run_device_down(pool: Queries) -> list[UUID]:
     """Claim and finish until nothing is due; return the ids in the order in which they were dispatched."""
     order: list[UUID] = []
-    while claimed := await claims.claim(pool, 100):
+    while claimed := await claim(pool, 100):
         order += [dispatch.id for dispatch in claimed]
         await apply(pool, *(finish(dispatch) for dispatch in claimed))
     return order

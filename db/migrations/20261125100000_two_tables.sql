@@ -105,7 +105,7 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['finished_make_next', 'finished_drop_oldest', 'finished_delete_strays'] LOOP
-        EXECUTE format('ALTER FUNCTION %I SET search_path = pg_catalog, %I, pg_temp', name, current_schema());
+        EXECUTE format('ALTER FUNCTION %I SET search_path = %I, pg_temp', name, current_schema());
         EXECUTE format('REVOKE ALL ON FUNCTION %I FROM PUBLIC', name);
     END LOOP;
 END $$;

@@ -105,6 +105,7 @@ class Reconciler:
     async def _expire(self) -> int:
         async with self._pool.acquire() as connection:
             expired = await expiry.expire(connection, BATCH)
+            expired += await expiry.end_used_up(connection, BATCH)
         metrics.EXPIRED.inc(len(expired))
         metrics.FINISHED.labels(500).inc(len(expired))
         for task_id in expired:

@@ -59,7 +59,7 @@ async def _recorder(app: web.Application, *, pause_seconds: float, stop_seconds:
         leases = app[LEASES] = Leases(pool, internal)
         if missing := await readiness.unready(pool):
             log.warning("results.not_ready", missing=missing)  # Nobody may ask before the first outcome comes.
-        recorder = Recorder(session, pool, settings, pause_seconds=pause_seconds)
+        recorder = Recorder(session, pool, settings, internal, pause_seconds=pause_seconds)
         loops: dict[str, Loop] = {"recorder": recorder, "clock": Endless(partial(internal.follow, pool))}
         async with running(loops, stop_seconds=stop_seconds):
             yield

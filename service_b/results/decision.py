@@ -26,19 +26,24 @@ def backoff_seconds(attempt: int, base: float, limit: float, chance: float) -> f
 def decide(outcome: Outcome, settings: Settings) -> Change:
     """Finish the task, or say when it may be tried again."""
     code = CODES.get(outcome.kind)
+    lost = outcome.kind is OutcomeKind.LOST
     backoff = 0.0
-    if outcome.kind is OutcomeKind.UNAVAILABLE:
-        if outcome.retry_after_seconds is not None:
-            backoff = min(outcome.retry_after_seconds, settings.retry_max_seconds)
-        else:
-            chance = random.random()
-            backoff = backoff_seconds(outcome.attempt, settings.retry_base_seconds, settings.retry_max_seconds, chance)
+    if outcome.kind is OutcomeKind.UNAVAILABLE and outcome.retry_after_seconds is not None:
+        backoff = min(outcome.retry_after_seconds, settings.retry_max_seconds)
+    elif outcome.kind is OutcomeKind.UNAVAILABLE or lost:
+        # How many calls were lost before, the statement knows.
+        attempt = 1 if lost else outcome.attempt
+        backoff = backoff_seconds(
+            attempt, settings.retry_base_seconds, settings.retry_max_seconds, chance=random.random()
+        )
     return Change(
         id=outcome.task_id,
         attempt=outcome.attempt,
+        lease=outcome.lease,
         code=code,
         reason=outcome.reason or None,
         hold_seconds=outcome.hold_seconds,
         backoff_seconds=backoff,
         unknown=outcome.kind is OutcomeKind.UNKNOWN,
+        lost=lost,
     )

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from typing import TypeAlias
-from uuid import UUID
 
 import asyncpg
 import structlog
@@ -17,10 +16,12 @@ from runtime.background import until
 from runtime.metrics import BATCH_SIZE
 from service_b import metrics
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS
+from service_b.results.answers import Answers
 from service_b.results.decision import decide
 from service_b.results.settings import Settings
 from service_b.tasks import outcomes
-from service_b.tasks.outcomes import Change
+from service_b.tasks.clock import Clock
+from service_b.tasks.outcomes import Change, Counted, Key
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -32,8 +33,8 @@ PAUSE_SECONDS = 1.0
 HELD_SECONDS = 0.5
 """After that long an outcome is tried again whose task's row somebody else held."""
 
-Key: TypeAlias = tuple[UUID, int]
-"""A task and which attempt at it."""
+End: TypeAlias = tuple[Change, Outcome, Delivery]
+"""What an outcome does, and what brought it."""
 Deliveries = asyncio.Queue[Delivery | None]
 """None: no delivery comes after it, the channel is lost or the process stops."""
 
@@ -42,12 +43,20 @@ class Recorder:
     """Takes all outcomes that have gathered, writes them down in one statement, and acknowledges after the commit."""
 
     def __init__(
-        self, session: Session, pool: asyncpg.Pool, settings: Settings, *, pause_seconds: float = PAUSE_SECONDS
+        self,
+        session: Session,
+        pool: asyncpg.Pool,
+        settings: Settings,
+        internal: Clock,
+        *,
+        pause_seconds: float = PAUSE_SECONDS,
     ) -> None:
         self._pause_seconds = pause_seconds
         self._session = session
         self._pool = pool
         self._settings = settings
+        self._internal = internal
+        self._answers = Answers(pool)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -94,7 +103,7 @@ class Recorder:
         What somebody else holds the row of stays unacknowledged and comes again by `deliveries`, with a later batch.
         """
         BATCH_SIZE.labels("outcome").observe(len(batch))
-        changes: dict[Key, tuple[Change, str, Delivery]] = {}
+        ends: dict[Key, End] = {}
         held: set[Key] = set()
         unreadable: dict[int, tuple[Delivery, str]] = {}
         for delivery in batch:
@@ -104,24 +113,23 @@ class Recorder:
                 unreadable[delivery.tag] = (delivery, error.reason)
                 continue
             change = decide(outcome, self._settings)
-            key = (outcome.task_id, outcome.attempt)
-            if key in changes and change.code is None:
+            if change.key in ends and change.code is None:
                 metrics.OUTCOMES.labels("ignored").inc()
                 continue
-            changes[key] = (change, outcome.kind.value, delivery)
-        while changes and not channel.lost.done():
+            ends[change.key] = (change, outcome, delivery)
+        while ends and not channel.lost.done():
             try:
-                held = await self._apply(channel, list(changes.values()))
+                held = await self._apply(channel, list(ends.values()))
                 break
             except STORAGE_ERRORS as error:
                 log.warning("recorder.storage_unavailable", error=repr(error), retry_in=self._pause_seconds)
             except Exception:
-                log.exception("recorder.bug", outcomes=len(changes), retry_in=self._pause_seconds)
+                log.exception("recorder.bug", outcomes=len(ends), retry_in=self._pause_seconds)
             if self._stopping.is_set():
                 channel.lose("stopped while outcomes cannot be written down")
                 return
             await asyncio.sleep(self._pause_seconds)
-        kept = {delivery.tag: delivery for _, _, delivery in map(changes.__getitem__, held)}
+        kept = {delivery.tag: delivery for _, _, delivery in map(ends.__getitem__, held)}
         if kept:
             log.warning("recorder.held", outcomes=len(kept), retry_in=HELD_SECONDS)
         for delivery in kept.values():
@@ -131,42 +139,48 @@ class Recorder:
         for delivery, reason in unreadable.values():
             await channel.dead_letter(self._settings.configured_queue, delivery, reason)
             acknowledge([delivery])
+        await self._answers.note()
 
-    async def _apply(self, channel: Channel, changes: Sequence[tuple[Change, str, Delivery]]) -> set[Key]:
+    async def _apply(self, channel: Channel, ends: Sequence[End]) -> set[Key]:
         """Write outcomes down, and tell which are to be tried again; dead-letter what is refused."""
         try:
             async with self._pool.acquire() as connection:
                 applied = await outcomes.apply(
-                    connection, [change for change, _, _ in changes], max_attempts=self._settings.max_attempts
+                    connection,
+                    [change for change, _, _ in ends],
+                    max_attempts=self._settings.max_attempts,
+                    at_least=self._internal.at_least(),
                 )
         except REFUSED_ROW as error:
-            if len(changes) == 1:
-                change, _, delivery = changes[0]
+            if len(ends) == 1:
+                [(change, _, delivery)] = ends
                 log.error("recorder.refused", task_id=str(change.id), attempt=change.attempt, error=repr(error))
                 await channel.dead_letter(self._settings.configured_queue, delivery, f"refused: {type(error).__name__}")
                 return set()
-            half = len(changes) // 2
-            return await self._apply(channel, changes[:half]) | await self._apply(channel, changes[half:])
-        for change, kind, _ in changes:
-            if (change.id, change.attempt) in applied.held:
-                continue
-            accepted_at = applied.accepted.get((change.id, change.attempt))
-            if accepted_at is None:
+            half = len(ends) // 2
+            return await self._apply(channel, ends[:half]) | await self._apply(channel, ends[half:])
+        for change, outcome, _ in ends:
+            if counted := applied.counted.get(change.key):
+                self._answers.add(outcome)
+                _tell(change, outcome, counted)
+            elif change.key not in applied.held:
                 metrics.OUTCOMES.labels("ignored").inc()
-                log.info("outcome.ignored", task_id=str(change.id), attempt=change.attempt, kind=kind)
-                continue
-            metrics.OUTCOMES.labels(kind).inc()
-            if change.code is not None:
-                metrics.FINISHED.labels(change.code).inc()
-                metrics.TASK_SECONDS.observe(time.time() - accepted_at.timestamp())
-            if change.code != 200:
-                log.info(
-                    "task.not_configured",
-                    task_id=str(change.id),
-                    attempt=change.attempt,
-                    outcome=kind,
-                    reason=change.reason,
-                    final=change.code is not None,
-                    retry_in=round(max(change.hold_seconds, change.backoff_seconds), 1),
-                )
+                log.info("outcome.ignored", task_id=str(change.id), attempt=change.attempt, kind=outcome.kind.value)
         return applied.held
+
+
+def _tell(change: Change, outcome: Outcome, counted: Counted) -> None:
+    metrics.OUTCOMES.labels(outcome.kind.value).inc()
+    if counted.code is not None:
+        metrics.FINISHED.labels(counted.code).inc()
+        metrics.TASK_SECONDS.observe(time.time() - counted.accepted_at.timestamp())
+    if counted.code != 200:
+        log.info(
+            "task.not_configured",
+            task_id=str(change.id),
+            attempt=change.attempt,
+            outcome=outcome.kind.value,
+            reason=change.reason,
+            final=counted.code is not None,
+            retry_in=round(max(change.hold_seconds, change.backoff_seconds), 1),
+        )

@@ -7,15 +7,16 @@ from uuid import UUID
 
 from runtime import clock
 from service_b.database import Queries
-from service_b.tasks.states import DISPATCHED, NOW
+from service_b.tasks.states import COUNTS, DISPATCHED, NOW, USED_UP
 
 CLAIM = f"""
 WITH due AS MATERIALIZED (
     SELECT id, due_at FROM task WHERE due_at >= coalesce($2::timestamptz, '-infinity')
-      AND due_at <= least({NOW}, $3::timestamptz) AND deadline_at > {NOW}
+      AND due_at <= least({NOW}, $3::timestamptz) AND deadline_at > {NOW} AND ({USED_UP}) IS NOT TRUE
     ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 )
-UPDATE task SET due_at = NULL, dispatched_at = {NOW}, attempt = attempt + 1, lease = NULL
+UPDATE task SET due_at = NULL, dispatched_at = {NOW}, attempt = attempt + 1, lease = NULL,
+    unknowns = unknowns + ({COUNTS})::integer, chances = NULL
 WHERE id = ANY(ARRAY(SELECT id FROM due))
 RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters,
     (SELECT max(due_at) FROM due) AS reached

@@ -1,11 +1,14 @@
-"""Ending tasks at their deadline."""
+"""Ending tasks that are not tried any more: their deadline has passed, or their attempts are used up."""
 
+from collections.abc import Sequence
 from uuid import UUID
+
+from asyncpg import Record
 
 from service_b.database import Connection
 from service_b.tasks import promotion
 from service_b.tasks.endings import MOVE
-from service_b.tasks.states import AT_HOME, NOW
+from service_b.tasks.states import AT_HOME, NOW, USED_UP
 
 EXPIRE = f"""
 WITH ending AS MATERIALIZED (
@@ -16,13 +19,33 @@ WITH ending AS MATERIALIZED (
 SELECT id, equipment_id FROM ended
 """
 
+END_USED_UP = f"""
+WITH ending AS MATERIALIZED (
+    SELECT id, 500 AS code, reason FROM task WHERE {USED_UP} AND due_at <= {NOW}
+    ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), {MOVE}
+SELECT id, equipment_id FROM ended
+"""
+
 
 async def expire(connection: Connection, limit: int) -> list[UUID]:
     """End tasks whose deadline has passed and whose device service A is surely not working on for them."""
     async with connection.transaction():
         rows = await connection.fetch(EXPIRE, limit)
-        ended = [row["equipment_id"] for row in rows]
-        await promotion.promote(connection, ended)
-    # Once more, for what was being stored while this committed.
-    await promotion.promote(connection, ended)
+        await _promote(connection, rows)
+    await _promote(connection, rows)
     return [row["id"] for row in rows]
+
+
+async def end_used_up(connection: Connection, limit: int) -> list[UUID]:
+    """End tasks that have had their attempts, as soon as their device is free."""
+    async with connection.transaction():
+        rows = await connection.fetch(END_USED_UP, limit)
+        await _promote(connection, rows)
+    await _promote(connection, rows)
+    return [row["id"] for row in rows]
+
+
+async def _promote(connection: Connection, ended: Sequence[Record]) -> None:
+    """Promote those behind; asked again after the commit, for what was being stored meanwhile."""
+    await promotion.promote(connection, [row["equipment_id"] for row in ended])

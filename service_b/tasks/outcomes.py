@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeAlias
 from uuid import UUID
 
 from service_b.database import Connection
@@ -10,46 +11,59 @@ from service_b.tasks import deployment, promotion
 from service_b.tasks.endings import MOVE
 from service_b.tasks.states import NOW
 
+MAX_LOSTS = 5
+"""A task that has taken so many processes with it is not tried again."""
+
+ENDED = f"greatest({NOW}, $11::timestamptz)"
+"""Should the database's clock jump back, no device is let go too soon."""
+
 APPLY = f"""
 WITH change AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::text[],
-                         $5::interval[], $6::interval[], $7::boolean[])
-    AS change (id, attempt, code, reason, hold, backoff, unknown)
+    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::smallint[], $5::text[],
+                         $6::interval[], $7::interval[], $8::boolean[], $9::boolean[]) WITH ORDINALITY
+    AS change (id, attempt, lease, code, reason, hold, backoff, unknown, lost, position)
 ), locked AS MATERIALIZED (
-    -- It counts if its task is active (not waiting) and at this very attempt. A final answer counts though the task is
-    -- due again.
-    SELECT change.*,
-        mine.active AND mine.attempt = change.attempt AND (change.code IS NOT NULL OR mine.due_at IS NULL) AS counts
+    -- It counts if it names its task's attempt and lease, whose call is under way. A final answer counts though its
+    -- task is due again.
+    SELECT change.id, reason, hold, unknown, lost, position,
+        backoff * CASE WHEN lost THEN 2 ^ mine.losts ELSE 1 END AS backoff,
+        CASE WHEN lost AND mine.losts + 1 >= {MAX_LOSTS} THEN 500 ELSE code END AS code,
+        mine.active AND mine.attempt = change.attempt AND mine.lease IS NOT DISTINCT FROM change.lease
+            AND (code IS NOT NULL OR mine.due_at IS NULL) AS counts
     FROM change CROSS JOIN LATERAL (
-        SELECT attempt, due_at, active FROM task WHERE task.id = change.id OFFSET 0 FOR UPDATE SKIP LOCKED
+        SELECT attempt, lease, losts, due_at, active FROM task WHERE task.id = change.id OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS mine
 ), again AS (
     UPDATE task SET
         reason = locked.reason,
         -- Not before the device is free; else politely late, but not too late for another attempt.
-        due_at = greatest({NOW} + locked.hold, least({NOW} + locked.backoff, deadline_at)),
+        due_at = greatest({ENDED} + locked.hold, least({ENDED} + locked.backoff, deadline_at)),
         begun_at = NULL,
         overdue_at = NULL,
-        unknowns = unknowns + locked.unknown::integer,
-        -- All attempts are used up: it ends as soon as the device is free.
-        deadline_at = CASE WHEN locked.unknown AND unknowns + 1 >= $8
-            THEN least(deadline_at, {NOW} + locked.hold) ELSE deadline_at END
+        chances = CASE WHEN locked.unknown THEN greatest($10 - unknowns - 1, 0) END,
+        losts = losts + locked.lost::integer
     FROM locked
     WHERE counts AND locked.code IS NULL AND task.id = locked.id
       -- Says the same once more: so the table is never read but by its key, whatever the statistics say.
       AND task.id = ANY(ARRAY(SELECT id FROM locked))
-    RETURNING task.id, task.attempt, task.created_at, task.due_at <= {NOW} AS due
+    RETURNING task.id, task.created_at, task.due_at <= {NOW} AS due
 ), ending AS (
     SELECT id, code, reason FROM locked WHERE counts AND code IS NOT NULL
-), {MOVE}
-SELECT false AS held, id, attempt, created_at, due, NULL AS freed FROM again
+), {MOVE}, done AS (
+    SELECT id, created_at, due, NULL AS freed FROM again
+    UNION ALL
+    SELECT id, created_at, false, equipment_id FROM ended
+)
+SELECT position, code, created_at, due, freed FROM locked JOIN done USING (id) WHERE counts
 UNION ALL
-SELECT false, id, attempt, created_at, false, equipment_id FROM ended
-UNION ALL
-SELECT true, change.id, change.attempt, NULL, NULL, NULL
+SELECT position, NULL, NULL, NULL, NULL
 FROM change CROSS JOIN LATERAL (SELECT FROM task WHERE task.id = change.id OFFSET 0) AS found
-WHERE change.id NOT IN (SELECT id FROM locked)
+WHERE position NOT IN (SELECT position FROM locked)
 """
+
+
+Key: TypeAlias = tuple[UUID, int, UUID | None]
+"""A call of service A: a task, which attempt at it, and its lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,56 +73,80 @@ class Change:
     id: UUID
     # Which one it came of: 1, 2, ...
     attempt: int
+    # What its call was begun under.
+    lease: UUID | None
     # 200, 404 or 500 finish the task; None makes it due again.
     code: int | None
     # Service A's words or ours; the last one stays with the task.
     reason: str | None
     # The device must be left alone for that long.
     hold_seconds: float = 0
-    # It is polite to wait for that long, but not beyond the task's deadline.
+    # It is polite to wait for that long, but not beyond the task's deadline; twice as long for each call lost before.
     backoff_seconds: float = 0
-    # Counts as an attempt whose answer is not known.
+    # Ended without an answer of service A's.
     unknown: bool = False
+    # Ended with the process that made it.
+    lost: bool = False
+
+    @property
+    def key(self) -> Key:
+        """Which call it came of."""
+        return self.id, self.attempt, self.lease
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An outcome that counted."""
+
+    # When its task was accepted.
+    accepted_at: datetime
+    # None: the task is due again. A lost call may have finished it.
+    code: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of a batch of changes, by task and attempt."""
+    """What became of a batch of changes."""
 
-    accepted: dict[tuple[UUID, int], datetime]
-    """Those that counted, and when their tasks were accepted."""
-    held: set[tuple[UUID, int]]
+    counted: dict[Key, Counted]
+    held: set[Key]
     """Those whose row somebody else holds: to be tried again."""
 
 
-async def apply(connection: Connection, changes: Sequence[Change], *, max_attempts: int) -> Applied:
+async def apply(
+    connection: Connection, changes: Sequence[Change], *, max_attempts: int, at_least: datetime | None = None
+) -> Applied:
     """Write down what came of attempts, and promote the next task of each device that is free now.
 
-    An outcome that is late (of an earlier attempt), repeated (the task is finished, or due already) or of an unknown
-    task changes nothing. A task whose attempts are used up is not finished here: its deadline is drawn to the moment
-    when service A has surely let go of the device, and the reconciler ends it then. Waits for no row that somebody
-    else holds. Begins and commits a transaction of its own.
+    `changes` hold no call twice. An outcome that is late (of an earlier attempt), repeated (the task is finished, or
+    due already), of another lease or of an unknown task changes nothing. Whether an unknown end uses up one of
+    `max_attempts` is not decided here, but when the next attempt is due: see `states.COUNTS`. Waits for no row that
+    somebody else holds. Begins and commits a transaction of its own. Internal time is `at_least` so late
+    (`Clock.at_least`).
     """
     async with connection.transaction():
         rows = await connection.fetch(
             APPLY,
             [change.id for change in changes],
             [change.attempt for change in changes],
+            [change.lease for change in changes],
             [change.code for change in changes],
             [change.reason for change in changes],
             [timedelta(seconds=change.hold_seconds) for change in changes],
             [timedelta(seconds=change.backoff_seconds) for change in changes],
             [change.unknown for change in changes],
+            [change.lost for change in changes],
             max_attempts,
+            at_least,
         )
-        applied = [row for row in rows if not row["held"]]
-        freed = [row["freed"] for row in applied if row["freed"]]
+        freed = [row["freed"] for row in rows if row["freed"]]
         await promotion.promote(connection, freed)
-        if any(row["due"] for row in applied):
+        if any(row["due"] for row in rows):
             await deployment.announce(connection)
     # Once more, for what was being stored while this committed.
     await promotion.promote(connection, freed)
+    by_key = [(changes[row["position"] - 1].key, row) for row in rows]
     return Applied(
-        {(row["id"], row["attempt"]): row["created_at"] for row in applied},
-        {(row["id"], row["attempt"]) for row in rows if row["held"]},
+        {key: Counted(row["created_at"], row["code"]) for key, row in by_key if row["created_at"]},
+        {key for key, row in by_key if not row["created_at"]},
     )

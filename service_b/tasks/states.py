@@ -25,6 +25,12 @@ So written, PostgreSQL does not see that it is active, and does not look for it 
 RUNNING = "begun_at IS NOT NULL"
 """A call of service A is under way, under `lease`; its outcome is awaited until `overdue_at`."""
 
+COUNTS = "chances IS NOT NULL AND answers_before < (SELECT answers FROM service_a)"
+"""The last attempt ended without an answer, and uses up a chance: service A has answered somebody since it began."""
+
+USED_UP = "chances = 0 AND answers_before < (SELECT answers FROM service_a)"
+"""That was the last one."""
+
 AT_HOME = "(active AND due_at IS NULL) IS FALSE"
 """Waiting or due: service A has nothing to do with it, unless `due_at` lies in the future and holds the device.
 

@@ -80,6 +80,7 @@ OVERDUE = Scenario(
 RESULTS_PAUSED = Scenario("leases that come late", ",".join(["pause results"] * 4), ("--seconds", "6"))
 CLOCKS = Scenario("clocks", "clock an hour ahead,clock an hour back", ("--seconds", "8"))
 LOCKED = Scenario("locked rows", "locked rows,locked rows", ("--seconds", "8"))
+DROPPED = Scenario("a drops calls", "a drops calls", ("--seconds", "8"))
 FORMER = Scenario("a former configurator", "former configurator", ("--seconds", "5"))
 
 LONG_JUMP = Scenario("a clock that stays wrong", "clock an hour ahead", ("--seconds", "45"))
@@ -131,6 +132,13 @@ MUTANTS = (
         [('leases.Answer.HELD: b"null"', 'leases.Answer.HELD: b"true"')],
         LOCKED,
         frozenset({"without a lease"}),
+    ),
+    Mutant(
+        "a claim keeps the last lease",
+        "service_b/tasks/claims.py",
+        [("attempt = attempt + 1, lease = NULL,", "attempt = attempt + 1,")],
+        DROPPED,
+        frozenset({"lost"}),
     ),
     Mutant(
         "a call without a lease",
@@ -185,6 +193,13 @@ MUTANTS = (
         [("OFFSET 0 FOR UPDATE SKIP LOCKED", "OFFSET 0 FOR UPDATE")],
         LOCKED,
         frozenset({"held up"}),
+    ),
+    Mutant(
+        "an outcome believes a clock that has jumped",
+        "service_b/results/recorder.py",
+        [("at_least=self._internal.at_least(),", "at_least=None,")],
+        CLOCKS,
+        frozenset({"overlapping"}),
     ),
     Mutant(
         "a jump of the clock is not corrected",

@@ -64,6 +64,7 @@ WEB = (
         "MAX_CONNECTIONS": "",
         "SERVICE_A_GRACE_SECONDS": "75",
         "TASK_DEADLINE_SECONDS": "86400",
+        "RETENTION_DAYS": "90",
         "KEEP_PARAMETERS": "failed",
     }
 )
@@ -282,6 +283,8 @@ def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str
         ),
         ("service_a", "ERROR_RATE", "1.1"),
         ("service_b", "TASK_DEADLINE_SECONDS", "0"),
+        *(("service_b", "RETENTION_DAYS", days) for days in ("0", "0.5", "3651")),
+        *(("service_b", "KEEP_PARAMETERS", whose) for whose in ("some", "FAILED", f"all,{SECRET}")),
         ("service_b.results", "MAX_ATTEMPTS", "0"),
         ("configurator", "CONCURRENCY", "0"),
         ("configurator", "CONCURRENCY", "65536"),
@@ -350,6 +353,7 @@ def test_every_wrong_value_is_named_and_not_echoed(
         ("APP_PORT", "0", "must be a whole number, at least 1, at most 65535"),
         ("TASK_DEADLINE_SECONDS", "inf", "must be a number, more than 0, at most 31536000"),
         ("LOG_LEVEL", "loud", "must be one of DEBUG, INFO, WARNING, ERROR"),
+        ("KEEP_PARAMETERS", "some", "must be one of failed, all, none"),
         ("LOG_FORMAT", "xml", "must be one of json, text"),
     ],
 )
@@ -359,6 +363,16 @@ def test_what_is_right_is_said_in_plain_words(
     monkeypatch.setenv(variable, value)
     with pytest.raises(SystemExit, match=f"^wrong settings: {variable}: {right}$"):
         read_settings(service_b.settings.Settings)
+
+
+@pytest.mark.parametrize(("days", "deadline"), [("1", "86401"), ("89", "7776000"), ("364", "31536000")])
+def test_tasks_are_kept_for_as_long_as_they_may_last(days: str, deadline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETENTION_DAYS", days)
+    monkeypatch.setenv("TASK_DEADLINE_SECONDS", deadline)
+    with pytest.raises(SystemExit, match=r"^wrong settings: RETENTION_DAYS: must be [^\n]*$"):
+        read_settings(service_b.settings.Settings)
+    monkeypatch.setenv("RETENTION_DAYS", str(int(days) + 1))
+    assert read_settings(service_b.settings.Settings).retention_days == int(days) + 1
 
 
 def test_every_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ chances = st.floats(0, 1)
 
 
 def outcome(kind: OutcomeKind, **fields: Any) -> Outcome:
-    return Outcome.model_validate({"task_id": uuid4(), "attempt": 2, "kind": kind} | fields)
+    return Outcome.model_validate({"task_id": uuid4(), "attempt": 2, "lease": uuid4(), "kind": kind} | fields)
 
 
 @given(attempts, bases, bases, chances)
@@ -57,10 +57,10 @@ def test_backoff_never_shrinks(attempt: int, base: float, limit: float, chance: 
 def test_an_answer_of_a_ends_the_task_and_everything_else_is_tried_again(kind: OutcomeKind) -> None:
     given_outcome = outcome(kind, reason="why", hold_seconds=7)
     change = decide(given_outcome, SETTINGS)
-    assert (change.id, change.attempt) == (given_outcome.task_id, 2)
+    assert change.key == (given_outcome.task_id, 2, given_outcome.lease)
     assert (change.code, change.reason, change.hold_seconds) == (CODES[kind], "why", 7)
-    assert change.unknown == (kind is OutcomeKind.UNKNOWN)
-    assert (change.backoff_seconds > 0) == (kind is OutcomeKind.UNAVAILABLE)
+    assert (change.unknown, change.lost) == (kind is OutcomeKind.UNKNOWN, kind is OutcomeKind.LOST)
+    assert (change.backoff_seconds > 0) == (kind in (OutcomeKind.UNAVAILABLE, OutcomeKind.LOST))
 
 
 def test_no_reason_is_stored_as_none() -> None:
@@ -82,4 +82,9 @@ def test_retry_after_is_honoured_up_to_the_limit(wished: float, granted: float) 
 
 @pytest.mark.parametrize("kind", [kind for kind in OutcomeKind if kind is not OutcomeKind.UNAVAILABLE])
 def test_retry_after_of_another_outcome_is_not_heard(kind: OutcomeKind) -> None:
-    assert decide(outcome(kind, retry_after_seconds=100), SETTINGS).backoff_seconds == 0
+    assert decide(outcome(kind, retry_after_seconds=100), SETTINGS).backoff_seconds <= 1
+
+
+@given(attempts)
+def test_the_first_hold_after_a_lost_call_is_that_of_a_first_attempt(attempt: int) -> None:
+    assert 0.5 <= decide(outcome(OutcomeKind.LOST, attempt=attempt), SETTINGS).backoff_seconds <= 1

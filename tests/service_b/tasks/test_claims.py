@@ -17,6 +17,7 @@ from tests.tasks import (
     C,
     accept,
     apply,
+    begin,
     claimed_by_id,
     finish,
     give_back,
@@ -48,7 +49,7 @@ async def test_what_is_not_due_yet_or_past_its_deadline_is_not_claimed(
     await sql.execute("UPDATE task SET due_at = now() + interval '1 minute' WHERE id = $1", ids[0])
     await sql.execute("UPDATE task SET deadline_at = now() WHERE id = $1", ids[1])
     assert list(await claimed_by_id(pool)) == [ids[2]]
-    assert await states(sql, ids) == ["due", "due", "dispatched"]
+    assert await states(sql, ids) == ["due", "due", "running"]
 
 
 async def test_the_databases_clock_is_not_believed_beyond_what_it_can_be(
@@ -84,7 +85,8 @@ async def test_a_claimer_does_not_wait_for_another(
 
 async def test_a_dispatch_that_was_not_sent_is_due_again_at_once(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
     ids = await accept(pool, A, B, C, A)
-    first = await claimed_by_id(pool)
+    first = {dispatch.id: dispatch for dispatch in await claims.claim(pool, 9)}
+    await begin(pool, first[ids[1]], first[ids[2]])
     await apply(pool, finish(first[ids[1]]), give_back(first[ids[2]], hold_seconds=60))
     before = await row(sql, ids[2])
     await claims.make_due_again(pool, [*((id_, 1) for id_ in ids), (uuid4(), 1), (ids[0], 2), (ids[0], 0)])
@@ -125,6 +127,7 @@ async def test_a_claim_does_not_read_what_an_old_snapshot_keeps(
             dispatches = await claims.claim(pool, 100, floor)
             reads.append(await rows_read(pool, sql) - before)
             assert len(dispatches) == len(devices)
+            await begin(pool, *dispatches)
             await apply(pool, *(finish(dispatch) for dispatch in dispatches))
         assert max(reads) < 10 * len(devices)
         before = await rows_read(pool, sql)

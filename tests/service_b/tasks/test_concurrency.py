@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from service_b.database import DatabaseSettings, create_pool
-from service_b.tasks import claims, outcomes
+from service_b.tasks import claims, leases, outcomes
 from service_b.tasks.outcomes import Change
-from tests.tasks import accept, expire, finish, give_back, promote_stranded
+from tests.tasks import accept, expire, finish, give_back, lease_of, promote_stranded
 
 
 async def test_under_concurrent_load_every_task_ends_one_at_a_time_and_in_order(
@@ -41,17 +41,22 @@ async def test_under_concurrent_load_every_task_ends_one_at_a_time_and_in_order(
                     working[dispatch.equipment_id] += 1
                     assert working[dispatch.equipment_id] == 1, "two at once"
                 await asyncio.sleep(0)
-                unsent = []
+                unsent = [(dispatch.id, dispatch.attempt) for dispatch in claimed if chance.random() < 0.1]
+                wishes = [(dispatch.id, dispatch.attempt, lease_of(dispatch)) for dispatch in claimed]
+                answers = await leases.grant(pool, [wish for wish in wishes if wish[:2] not in unsent])
                 for dispatch in claimed:
                     working[dispatch.equipment_id] -= 1
+                    if (dispatch.id, dispatch.attempt) in unsent:
+                        continue
+                    answer = answers.pop(0)
                     match chance.random():
-                        case dice if dice < 0.1:
+                        case _ if answer in (leases.Answer.HELD, leases.Answer.EXPIRED):
                             unsent.append((dispatch.id, dispatch.attempt))
-                        case dice if dice < 0.2:
+                        case dice if dice < 0.1:
                             changes.append(give_back(dispatch))
                         case _:
                             served[dispatch.equipment_id].append(dispatch.id)
-                            changes += [finish(dispatch), Change(uuid4(), 1, 200, None)]
+                            changes += [finish(dispatch), Change(uuid4(), 1, uuid4(), 200, None)]
                 chance.shuffle(changes)
                 while unsent:
                     unsent = await claims.make_due_again(pool, unsent)
@@ -63,7 +68,7 @@ async def test_under_concurrent_load_every_task_ends_one_at_a_time_and_in_order(
             while changes:
                 async with pool.acquire() as connection:
                     applied = await outcomes.apply(connection, changes, max_attempts=3)
-                changes = [change for change in changes if (change.id, change.attempt) in applied.held]
+                changes = [change for change in changes if change.key in applied.held]
 
         async def sql_pending() -> bool:
             return bool(await pool.fetchval("SELECT EXISTS (SELECT FROM task)"))

@@ -14,6 +14,7 @@ from tests.tasks import (
     A,
     accept,
     apply,
+    claim,
     expire,
     finish,
     promote_stranded,
@@ -30,7 +31,7 @@ async def one_connection(database: DatabaseSettings) -> AsyncIterator[asyncpg.Po
 
 async def ask_everything(pool: asyncpg.Pool) -> None:
     """So that every statement has been planned."""
-    await claims.claim(pool, 1)
+    await claim(pool, 1)
     await claims.make_due_again(pool, [])
     await apply(pool)
     await expire(pool, 1)
@@ -78,7 +79,7 @@ async def test_no_statement_of_the_busy_path_reads_the_backlog(
 
     costs: defaultdict[str, list[int]] = defaultdict(list)
     for round_ in range(8):  # From the sixth on PostgreSQL may choose a generic plan.
-        dispatches, costs["claim"][round_:] = await _listed(cost(claims.claim(pool, batch)))
+        dispatches, costs["claim"][round_:] = await _listed(cost(claim(pool, batch)))
         assert len(dispatches) == batch
         _, costs["newest_dispatched"][round_:] = await _listed(cost(overdue.newest_dispatched(pool)))
         _, costs["without_outcome"][round_:] = await _listed(

@@ -9,8 +9,8 @@ from pydantic import SecretStr
 from yarl import URL
 
 from service_b.database import DatabaseSettings, connect
-from service_b.tasks import claims, deployment, leadership
-from tests.tasks import A, accept, apply, finish
+from service_b.tasks import deployment, leadership
+from tests.tasks import A, accept, apply, claim, finish
 
 
 @pytest.fixture
@@ -22,10 +22,11 @@ async def mine(database: DatabaseSettings) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def theirs(database_url: str, sql: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
-    await sql.execute("CREATE SCHEMA customer")
-    for table in ("task", "finished", "task_clock", "maintenance"):
+    await sql.execute("CREATE SCHEMA customer; CREATE SEQUENCE customer.task_begun")
+    for table in ("task", "finished", "service_a", "task_clock", "maintenance"):
         await sql.execute(f"CREATE TABLE customer.{table} (LIKE {table} INCLUDING ALL)")
-    await sql.execute("INSERT INTO customer.task_clock DEFAULT VALUES; INSERT INTO customer.maintenance DEFAULT VALUES")
+    for table in ("service_a", "task_clock", "maintenance"):
+        await sql.execute(f"INSERT INTO customer.{table} DEFAULT VALUES")
     url = URL(database_url).update_query(search_path="customer")
     connection = await connect(DatabaseSettings(database_url=SecretStr(str(url))))
     yield connection
@@ -38,12 +39,12 @@ async def test_each_hears_of_its_own_tasks_only(mine: asyncpg.Connection, theirs
     await mine.add_listener(await deployment.name_due(mine), lambda *_: heard.append("mine"))
     await theirs.add_listener(await deployment.name_due(theirs), lambda *_: heard.append("theirs"))
     await accept(theirs, A, A)
-    [dispatch] = await claims.claim(theirs, 9)
+    [dispatch] = await claim(theirs, 9)
     await apply(theirs, finish(dispatch))
     for connection in (mine, theirs):
         await connection.execute("SELECT 1")  # What was sent before comes with the answer, at the latest.
     assert heard == ["theirs"]
-    assert await claims.claim(mine, 9) == []
+    assert await claim(mine, 9) == []
 
 
 async def test_one_process_of_each_leads(mine: asyncpg.Connection, theirs: asyncpg.Connection) -> None:

@@ -12,6 +12,7 @@ from tests.tasks import (
     C,
     accept,
     apply,
+    begin,
     claimed_by_id,
     expire,
     finish,
@@ -26,7 +27,8 @@ async def test_tasks_past_their_deadline_end_unless_service_a_may_be_at_work(
     pool: asyncpg.Pool, sql: asyncpg.Connection
 ) -> None:
     ids = await accept(pool, A, A, B, C, "DEVICE0D", deadline_seconds=60)
-    claimed = await claimed_by_id(pool)
+    claimed = {dispatch.id: dispatch for dispatch in await claims.claim(pool, 9)}
+    await begin(pool, *(claimed[id_] for id_ in (ids[0], ids[2], ids[3])))
     await apply(pool, give_back(claimed[ids[2]], hold_seconds=300), give_back(claimed[ids[3]]))
     [young] = await accept(pool, C, deadline_seconds=3600)
     await claims.make_due_again(pool, [(ids[4], 1)])
@@ -34,7 +36,7 @@ async def test_tasks_past_their_deadline_end_unless_service_a_may_be_at_work(
     await let_time_pass(sql, 100)
     # Dispatched, waiting, held, due, taken back; and the one behind the fourth.
     assert set(await expire(pool, 10)) == {ids[1], ids[3], ids[4]}
-    assert await states(sql, [*ids, young]) == ["dispatched", "error", "due", "error", "error", "due"]
+    assert await states(sql, [*ids, young]) == ["running", "error", "due", "error", "error", "due"]
     reasons = [(await row(sql, id_))["reason"] for id_ in (ids[1], ids[3], ids[4])]
     assert reasons == ["deadline passed", "given back", "deadline passed"]
     assert (await row(sql, ids[1]))["code"] == 500

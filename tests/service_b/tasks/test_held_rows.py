@@ -16,6 +16,7 @@ from tests.tasks import (
     C,
     accept,
     apply,
+    claim,
     expire,
     finish,
     give_back,
@@ -45,7 +46,7 @@ async def held(other: asyncpg.Connection, id_: UUID, how: str = LOCKED) -> Async
 async def dispatches(pool: asyncpg.Pool) -> list[Dispatch]:
     """Two tasks for each of three devices; the first ones are dispatched."""
     await accept(pool, A, B, C, A, B, C)
-    return sorted(await claims.claim(pool, 3), key=lambda dispatch: dispatch.equipment_id)
+    return sorted(await claim(pool, 3), key=lambda dispatch: dispatch.equipment_id)
 
 
 @pytest.mark.parametrize("how", [LOCKED, CHANGED, ENDED])
@@ -65,21 +66,21 @@ async def test_the_outcomes_of_other_devices_are_recorded_and_the_held_one_is_to
     async with held(other, mine.id, how), pool.acquire() as connection:
         changes = [finish(dispatch) for dispatch in reversed(dispatches)]
         applied = await outcomes.apply(connection, changes, max_attempts=3)
-        assert applied.held == {(mine.id, 1)}
-        assert set(applied.accepted) == {(dispatch.id, 1) for dispatch in others}
-        late = outcomes.Change(mine.id, 1, None, "late")
-        assert (await outcomes.apply(connection, [late], max_attempts=3)).held == {(mine.id, 1)}
-    assert await states(sql, [dispatch.id for dispatch in dispatches]) == ["dispatched", "success", "success"]
-    assert {dispatch.equipment_id for dispatch in await claims.claim(pool, 9)} == {B, C}
+        assert applied.held == {finish(mine).key}
+        assert set(applied.counted) == {finish(dispatch).key for dispatch in others}
+        late = give_back(mine)
+        assert (await outcomes.apply(connection, [late], max_attempts=3)).held == {late.key}
+    assert await states(sql, [dispatch.id for dispatch in dispatches]) == ["running", "success", "success"]
+    assert {dispatch.equipment_id for dispatch in await claim(pool, 9)} == {B, C}
     assert set(await apply(pool, finish(mine))) == {(mine.id, 1)}
-    assert [dispatch.equipment_id for dispatch in await claims.claim(pool, 9)] == [A]
+    assert [dispatch.equipment_id for dispatch in await claim(pool, 9)] == [A]
 
 
 async def test_a_device_whose_next_task_is_held_waits_for_that_and_no_other_device_does(
     pool: asyncpg.Pool, sql: asyncpg.Connection, other: asyncpg.Connection
 ) -> None:
     ids = await accept(pool, A, A, A, B, B)
-    dispatches = await claims.claim(pool, 9)
+    dispatches = await claim(pool, 9)
     async with held(other, ids[1]):
         await apply(pool, *(finish(dispatch) for dispatch in dispatches))
         assert await states(sql, ids) == ["success", "waiting", "waiting", "success", "due"]
@@ -91,10 +92,11 @@ async def test_a_device_whose_next_task_is_held_waits_for_that_and_no_other_devi
 
 
 async def test_a_dispatch_that_was_not_sent_is_told_if_it_is_held(
-    pool: asyncpg.Pool, sql: asyncpg.Connection, other: asyncpg.Connection, dispatches: list[Dispatch]
+    pool: asyncpg.Pool, sql: asyncpg.Connection, other: asyncpg.Connection
 ) -> None:
-    unsent = [(dispatch.id, 1) for dispatch in dispatches]
-    async with held(other, dispatches[0].id):
+    await accept(pool, A, B, C)
+    unsent = [(dispatch.id, 1) for dispatch in await claims.claim(pool, 3)]
+    async with held(other, unsent[0][0]):
         assert await claims.make_due_again(pool, unsent) == unsent[:1]
         assert await states(sql, [id_ for id_, _ in unsent]) == ["dispatched", "due", "due"]
     assert await claims.make_due_again(pool, unsent) == []
@@ -117,12 +119,12 @@ async def test_a_hundred_devices_are_served_in_order_beside_one_that_is_held(
     """Stored, claimed, ended and promoted, three tasks each; then the held one goes on."""
     devices = [f"DEVICE{number:03}" for number in range(100)]
     mine = await accept(pool, A)
-    [dispatch] = await claims.claim(pool, 1)
+    [dispatch] = await claim(pool, 1)
     async with held(other, dispatch.id):
         ids = [id_ for _ in range(3) for id_ in await accept(pool, *devices, A)]
         others = [id_ for position, id_ in enumerate(ids) if position % 101 < 100]
         mine += [id_ for id_ in ids if id_ not in others]
         assert sorted(await run_device_down(pool)) == sorted(others)
-        assert await states(sql, mine) == ["dispatched"] + ["waiting"] * 3
+        assert await states(sql, mine) == ["running"] + ["waiting"] * 3
     await apply(pool, finish(dispatch))
     assert [dispatch.id, *await run_device_down(pool)] == mine

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from service_b.database import REFUSED_ROW
-from service_b.tasks import claims, inserts
+from service_b.tasks import inserts
 from service_b.tasks.claims import Dispatch
 from service_b.tasks.inserts import NewTask
 from tests.tasks import (
@@ -17,6 +17,7 @@ from tests.tasks import (
     C,
     accept,
     apply,
+    claim,
     claimed_by_id,
     finish,
     new_task,
@@ -35,7 +36,7 @@ async def test_a_task_is_stored_as_it_was_given(pool: asyncpg.Pool, sql: asyncpg
     assert (stored["timeout_seconds"], stored["time_limit_seconds"]) == (14, 89)
     assert stored["parameters"] == parameters
     assert 590 < stored["deadline_in"] <= 600
-    [dispatch] = await claims.claim(pool, 10)
+    [dispatch] = await claim(pool, 10)
     assert dispatch == Dispatch(task.id, 1, A, 14, 89, parameters)
     assert "123456789" not in repr(dispatch)
     assert "123456789" not in repr(task)
@@ -51,7 +52,7 @@ async def test_a_device_is_served_in_the_order_of_acceptance(pool: asyncpg.Pool,
     """Within a batch and from batch to batch, whatever the ids are."""
     new = sorted((new_task(A) for _ in range(10)), key=lambda task: task.id, reverse=True)
     await inserts.insert(pool, new[:6], grace_seconds=0, deadline_seconds=60)
-    [first] = await claims.claim(pool, 10)
+    [first] = await claim(pool, 10)
     await inserts.insert(pool, new[6:], grace_seconds=0, deadline_seconds=60)
     await apply(pool, finish(first))
     assert [first.id, *await run_device_down(pool)] == [task.id for task in new]

@@ -6,10 +6,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from service_b.tasks import claims, clock, mending, promotion
+from service_b.tasks import claims, clock, mending, outcomes, promotion
 from service_b.tasks.clock import Clock, Jump
 from service_b.tasks.leases import Answer, grant
-from tests.tasks import A, B, accept, apply, begin, claimed_by_id, finish, give_back, row, step_clock
+from tests.tasks import A, B, accept, apply, begin, claim, claimed_by_id, finish, give_back, row, step_clock
 
 HOUR = 3600.0
 
@@ -98,3 +98,17 @@ async def test_a_waiting_task_is_not_left_behind(pool: asyncpg.Pool, sql: asyncp
     await correct(internal, sql)
     assert (await row(sql, ids[0]))["due_in"] < 60
     assert await claimed_by_id(pool)
+
+
+async def test_no_device_is_let_go_too_soon_while_the_clock_is_behind(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, internal: Clock
+) -> None:
+    [id_] = await accept(pool, A)
+    [dispatch] = await claim(pool, 1)
+    await step_clock(sql, -HOUR)
+    async with pool.acquire() as connection:
+        await outcomes.apply(
+            connection, [give_back(dispatch, hold_seconds=60)], max_attempts=3, at_least=internal.at_least()
+        )
+    await correct(internal, sql)
+    assert (await row(sql, id_))["due_in"] > 30

@@ -15,10 +15,11 @@ from tests.tasks import (
     accept,
     apply,
     begin,
-    claimed_by_id,
+    claim,
     expire,
     finish,
     give_back,
+    lease_of,
     let_time_pass,
     one_of_each,
     row,
@@ -102,7 +103,7 @@ async def test_nothing_begins_but_the_current_attempt_of_the_active_task(
 
 async def test_an_old_attempt_is_refused(pool: asyncpg.Pool) -> None:
     [id_] = await accept(pool, A)
-    [dispatch] = await claims.claim(pool, 1)
+    [dispatch] = await claim(pool, 1)
     await apply(pool, give_back(dispatch))
     await claims.claim(pool, 1)
     assert await grant(pool, [(id_, 1, LEASE), (id_, 2, OTHER)]) == [Answer.OLD, Answer.GRANTED]
@@ -113,7 +114,8 @@ async def test_a_copy_of_an_attempt_that_has_been_called_is_refused_while_its_ta
 ) -> None:
     [id_] = await accept(pool, A)
     [dispatch] = await claims.claim(pool, 1)
-    [lease] = await begin(pool, dispatch)
+    await begin(pool, dispatch)
+    lease = lease_of(dispatch)
     await apply(pool, give_back(dispatch, hold_seconds=60))
     held = await row(sql, id_)
     assert (held["state"], held["lease"], held["begun_at"], held["overdue_at"]) == ("due", lease, None, None)
@@ -139,8 +141,9 @@ async def test_no_call_begins_after_the_deadline_and_none_is_cut_off_by_it(
     pool: asyncpg.Pool, sql: asyncpg.Connection
 ) -> None:
     late, running = await accept(pool, A, B, deadline_seconds=100)
-    dispatches = await claimed_by_id(pool)
-    [lease] = await begin(pool, dispatches[running])
+    dispatches = {dispatch.id: dispatch for dispatch in await claims.claim(pool, 2)}
+    await begin(pool, dispatches[running])
+    lease = lease_of(dispatches[running])
     await let_time_pass(sql, 101)
     assert await grant(pool, [(late, 1, LEASE), (running, 1, lease)]) == [Answer.EXPIRED, Answer.GRANTED]
     assert await states(sql, [late, running]) == ["dispatched", "running"]

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import ClassVar
 from uuid import UUID
@@ -15,11 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from typing_extensions import override
 from uuid_utils.compat import uuid7
 
-from service_b.tasks import claims, inserts, outcomes
+from service_b.tasks import claims, inserts, outcomes, sparing
 from service_b.tasks.inserts import NewTask
+from service_b.tasks.leases import Answer, grant
 from service_b.tasks.outcomes import Applied, Change
 from tests.conftest import new_database
-from tests.tasks import EVERY_TASK, expire, promote_stranded
+from tests.tasks import EVERY_TASK, end_used_up, expire, promote_stranded
 
 DEVICES = ["DEVICE1", "DEVICE2", "DEVICE3"]
 DEADLINE_SECONDS = 1000
@@ -36,7 +37,13 @@ class Modelled:
     active: bool = False
     due: float | None = None
     attempt: int = 0
+    lease: UUID | None = None
+    running: bool = False
+    # What service A had answered when the last call began.
+    answers_before: int = 0
+    chances: int | None = None
     unknowns: int = 0
+    losts: int = 0
     code: int | None = None
 
 
@@ -56,7 +63,9 @@ class TaskMachine(RuleBasedStateMachine):
         """The task whose row somebody else holds."""
         self.left_out: set[str] = set()
         """Devices whose next task was held when its turn came."""
+        self.answers = 0
         self.run("TRUNCATE task, finished RESTART IDENTITY")
+        self.run("UPDATE service_a SET answers = 0")
 
     def run(self, statement: str) -> list[asyncpg.Record]:
         return list(self.runner.run(self.pool.fetch(statement)))
@@ -75,11 +84,17 @@ class TaskMachine(RuleBasedStateMachine):
         self.left_out.discard(device)
 
     def finish(self, task: Modelled, code: int) -> None:
-        task.active, task.due, task.code = False, None, code
+        task.active, task.due, task.running, task.code = False, None, False, code
         self.promote(task.device)
 
     def dispatched(self) -> list[Modelled]:
-        return [task for task in self.tasks if task.active and task.due is None]
+        return [task for task in self.tasks if task.active and task.due is None and not task.running]
+
+    def running(self) -> list[Modelled]:
+        return [task for task in self.tasks if task.running]
+
+    def is_used_up(self, task: Modelled) -> bool:
+        return task.chances == 0 and task.answers_before < self.answers
 
     @rule(devices=st.lists(st.sampled_from(DEVICES), min_size=1, max_size=4))
     def insert(self, devices: list[str]) -> None:
@@ -98,6 +113,7 @@ class TaskMachine(RuleBasedStateMachine):
                 task
                 for task in self.tasks
                 if task.due is not None and task.due <= self.clock < task.deadline and task is not self.held
+                if not self.is_used_up(task)
             ),
             key=lambda task: task.due or 0,
         )
@@ -106,30 +122,58 @@ class TaskMachine(RuleBasedStateMachine):
         for dispatch in claimed:
             (task,) = (task for task in ready if task.id == dispatch.id)
             assert (task.due or 0) <= latest, "the longest due come first"
-            task.due, task.attempt = None, task.attempt + 1
+            if task.chances is not None and task.answers_before < self.answers:
+                task.unknowns += 1
+            task.due, task.attempt, task.lease, task.chances = None, task.attempt + 1, None, None
             assert dispatch.attempt == task.attempt
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data(), leases=st.lists(st.sampled_from([UUID(int=1), UUID(int=2)]), min_size=1, max_size=3))
+    def begin(self, data: st.DataObject, leases: list[UUID]) -> None:
+        """A message and its copies, or one of an earlier attempt, or of a task that has ended."""
+        task = data.draw(st.sampled_from(self.tasks))
+        attempt = max(1, task.attempt - data.draw(st.integers(0, 1)))
+        for lease, answer in zip(
+            leases, self.runner.run(grant(self.pool, [(task.id, attempt, lease) for lease in leases])), strict=True
+        ):
+            if task is self.held:
+                assert answer is Answer.HELD
+                continue
+            if task.active and attempt == task.attempt and task.lease is None and self.clock < task.deadline:
+                task.lease, task.running, task.due, task.answers_before = lease, True, None, self.answers
+            wanted = task.running and attempt == task.attempt and task.lease == lease
+            assert (answer is Answer.GRANTED) == wanted
+
+    @rule()
+    def answer_somebody(self) -> None:
+        assert self.runner.run(sparing.note(self.pool, answered=True, silent_ends=0))
+        self.answers += 1
 
     def apply(self, task: Modelled, change: Change) -> None:
         counts = (
             task.code is None
             and task.active
             and change.attempt == task.attempt
+            and change.lease == task.lease
             and (change.code is not None or task.due is None)
         )
         applied = self.runner.run(self.ask_to_apply(change))
-        assert applied.held == ({(change.id, change.attempt)} if task is self.held else set())
-        assert bool(applied.accepted) == (counts and task is not self.held)
-        if not applied.accepted:
+        assert applied.held == ({change.key} if task is self.held else set())
+        assert bool(applied.counted) == (counts and task is not self.held)
+        if not applied.counted:
             return
-        if change.code is not None:
-            self.finish(task, change.code)
+        code = change.code
+        if change.lost:
+            change = replace(change, backoff_seconds=change.backoff_seconds * 2**task.losts)
+            task.losts += 1
+            code = 500 if task.losts == outcomes.MAX_LOSTS else None
+        assert applied.counted[change.key].code == code
+        if code is not None:
+            self.finish(task, code)
             return
         hold, backoff = self.clock + change.hold_seconds, self.clock + change.backoff_seconds
-        task.due = max(hold, min(backoff, task.deadline))
-        if change.unknown:
-            task.unknowns += 1
-            if task.unknowns >= MAX_ATTEMPTS:
-                task.deadline = min(task.deadline, hold)
+        task.due, task.running = max(hold, min(backoff, task.deadline)), False
+        task.chances = max(0, MAX_ATTEMPTS - task.unknowns - 1) if change.unknown else None
 
     async def ask_to_apply(self, change: Change) -> Applied:
         async with self.pool.acquire() as connection:
@@ -154,17 +198,35 @@ class TaskMachine(RuleBasedStateMachine):
         if self.held:
             self.let_go()
 
-    @precondition(lambda self: self.dispatched())
+    @precondition(lambda self: self.running())
     @rule(data=st.data(), code=st.sampled_from([200, 404, 500]))
     def end(self, data: st.DataObject, code: int) -> None:
-        task = data.draw(st.sampled_from(self.dispatched()))
-        self.apply(task, Change(task.id, task.attempt, code, None))
+        task = data.draw(st.sampled_from(self.running()))
+        self.apply(task, Change(task.id, task.attempt, task.lease, code, None))
 
-    @precondition(lambda self: self.dispatched())
-    @rule(data=st.data(), hold=st.sampled_from([0, 50]), backoff=st.sampled_from([0, 20, 5000]), unknown=st.booleans())
-    def retry(self, data: st.DataObject, hold: float, backoff: float, unknown: bool) -> None:
-        task = data.draw(st.sampled_from(self.dispatched()))
-        self.apply(task, Change(task.id, task.attempt, None, "again", hold, backoff, unknown))
+    @precondition(lambda self: self.running())
+    @rule(
+        data=st.data(),
+        hold=st.sampled_from([0, 50]),
+        backoff=st.sampled_from([0, 20, 5000]),
+        kind=st.sampled_from(["unavailable", "unknown", "lost"]),
+    )
+    def retry(self, data: st.DataObject, hold: float, backoff: float, kind: str) -> None:
+        task = data.draw(st.sampled_from(self.running()))
+        self.apply(
+            task,
+            Change(
+                task.id,
+                task.attempt,
+                task.lease,
+                None,
+                "again",
+                hold,
+                backoff,
+                unknown=kind == "unknown",
+                lost=kind == "lost",
+            ),
+        )
 
     @precondition(lambda self: self.tasks)
     @rule(data=st.data(), code=st.sampled_from([None, 200, 500]), behind=st.integers(0, 2))
@@ -172,11 +234,12 @@ class TaskMachine(RuleBasedStateMachine):
         """An outcome repeated, of an earlier attempt, or for a task that is due again."""
         task = data.draw(st.sampled_from(self.tasks))
         if attempt := max(0, task.attempt - behind):
-            self.apply(task, Change(task.id, attempt, code, "late", hold_seconds=50))
+            lease = data.draw(st.sampled_from([UUID(int=1), UUID(int=2)]))
+            self.apply(task, Change(task.id, attempt, lease, code, "late", hold_seconds=50))
 
     @rule()
     def say_something_of_nobody(self) -> None:
-        assert self.runner.run(self.ask_to_apply(Change(uuid7(), 1, 200, None))) == Applied({}, set())
+        assert self.runner.run(self.ask_to_apply(Change(uuid7(), 1, uuid7(), 200, None))) == Applied({}, set())
 
     @precondition(lambda self: self.dispatched())
     @rule(data=st.data())
@@ -192,13 +255,18 @@ class TaskMachine(RuleBasedStateMachine):
     def expire(self) -> None:
         while self.runner.run(expire(self.pool, 2)):
             pass
+        while self.runner.run(end_used_up(self.pool, 2)):
+            pass
         while ended := [
             task
             for task in self.tasks
             if task.code is None
             and task is not self.held
-            and task.deadline <= self.clock
-            and (task.due <= self.clock if task.due is not None else not task.active)
+            and (
+                task.deadline <= self.clock or self.is_used_up(task)
+                if task.due is not None and task.due <= self.clock
+                else task.deadline <= self.clock and not task.active
+            )
         ]:
             for task in ended:
                 task.active, task.due, task.code = False, None, 500
@@ -223,7 +291,7 @@ class TaskMachine(RuleBasedStateMachine):
     def table_is_as_modelled(self) -> None:
         rows = self.run(
             f"""
-            SELECT every.*, now() AS now, task.unknowns
+            SELECT every.*, now() AS now, task.unknowns, task.losts, task.chances, task.lease
             FROM {EVERY_TASK} AS every LEFT JOIN task USING (id) ORDER BY every.seq
             """
         )
@@ -236,7 +304,9 @@ class TaskMachine(RuleBasedStateMachine):
             row = found[task.id]
             seen = (row["equipment_id"], row["active"], row["attempt"], row["code"])
             assert seen == (task.device, task.active, task.attempt, task.code)
-            assert row["unknowns"] == (task.unknowns if task.code is None else None)
+            if task.code is None:
+                call = (row["unknowns"], row["losts"], row["chances"], row["lease"], row["state"] == "running")
+                assert call == (task.unknowns, task.losts, task.chances, task.lease, task.running)
             assert (row["due_at"] is None) == (task.due is None)
             if task.due is not None:
                 # The model's clock stands still while the real one runs: due times agree but for that.

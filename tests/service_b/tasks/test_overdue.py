@@ -1,11 +1,13 @@
 """What the reconciler asks, on a real PostgreSQL."""
 
+from dataclasses import replace
 from uuid import UUID
 
 import asyncpg
 
 from service_b.tasks import claims, overdue
 from service_b.tasks.claims import Dispatch
+from service_b.tasks.outcomes import Change
 from service_b.tasks.overdue import Attempt
 from tests.tasks import (
     A,
@@ -13,11 +15,24 @@ from tests.tasks import (
     C,
     accept,
     apply,
-    finish,
-    give_back,
     let_time_pass,
     row,
 )
+from tests.tasks import (
+    finish as finish_begun,
+)
+from tests.tasks import (
+    give_back as give_back_begun,
+)
+
+
+def finish(dispatch: Dispatch, code: int = 200) -> Change:
+    """By a configurator that asks for no lease."""
+    return replace(finish_begun(dispatch, code), lease=None)
+
+
+def give_back(dispatch: Dispatch) -> Change:
+    return replace(give_back_begun(dispatch), lease=None)
 
 
 async def test_the_newest_dispatched_is_the_one_claimed_last_without_an_outcome(pool: asyncpg.Pool) -> None:

@@ -4,13 +4,14 @@ from collections.abc import Awaitable
 
 import asyncpg
 
-from service_b.tasks import claims, deployment
+from service_b.tasks import deployment
 from tests.tasks import (
     A,
     B,
     C,
     accept,
     apply,
+    claim,
     claimed_by_id,
     end_by_hand,
     expire,
@@ -39,7 +40,7 @@ async def test_what_becomes_due_is_notified_at_once_and_what_is_held_is_not(
     assert await notifications(apply(pool, give_back(of_b, hold_seconds=60))) == 0
     assert await notifications(apply(pool, finish(of_b))) == 0
     assert await notifications(apply(pool, give_back(of_a))) == 1
-    [of_a] = await claims.claim(pool, 1)
+    [of_a] = await claim(pool, 1)
     assert await notifications(apply(pool, finish(of_a))) == 1
     assert await notifications(apply(pool, finish(of_a))) == 0
     await accept(pool, C, C)

@@ -12,7 +12,8 @@ from service_b.database import Connection
 from service_b.tasks import claims
 from service_b.tasks.claims import Dispatch
 from tests.conftest import eventually
-from tests.tasks import A, accept, apply, end_by_hand, expire, finish, is_blocked, promote_stranded, states
+from tests.tasks import A, accept, apply, claim, end_by_hand, expire, finish, is_blocked, promote_stranded, states
+from tests.tasks import begin as begin_call
 
 
 class SlowCommit:
@@ -76,7 +77,9 @@ async def test_a_task_stored_while_the_one_in_front_ends_becomes_due_whoever_com
 ) -> None:
     await accept(pool, A)
     [dispatch] = await claims.claim(pool, 1)
-    if end is end_by_deadline:
+    if end is end_by_outcome:
+        await begin_call(pool, dispatch)
+    else:
         await sql.execute("UPDATE task SET deadline_at = now()")
     slow = SlowCommit(other)
     if last == "the end":
@@ -111,7 +114,7 @@ async def test_a_promotion_gives_way_to_a_new_task_that_was_quicker(
 ) -> None:
     """It began when the device was free, and the one that waits was not committed yet."""
     [first] = await accept(pool, A)
-    [dispatch] = await claims.claim(pool, 1)
+    [dispatch] = await claim(pool, 1)
     slow, slower = SlowCommit(other), SlowCommit(another)
     waiting = await begin(slow, lambda connection: accept(connection, A), sql)
     await apply(pool, finish(dispatch))

@@ -66,10 +66,10 @@ async def look_for_stranded(pool: asyncpg.Pool, _: Dispatch) -> object:
 TRANSITIONS: dict[Callable[[asyncpg.Pool, Dispatch], Awaitable[Any]], dict[str, str]] = {
     claim: {"due": "dispatched"},
     take_back: {"dispatched": "due"},
-    begin: {"dispatched": "running", "due": "running"},
-    end: {"dispatched": "success", "running": "success", "due": "success"},
+    begin: {"dispatched": "running"},
+    end: {"running": "success", "due": "success"},
     end_an_earlier_attempt: {},
-    try_again: {"dispatched": "due", "running": "due"},
+    try_again: {"running": "due"},
     meet_the_deadline: {"waiting": "error", "due": "error"},
     look_for_stranded: {},
 }
