@@ -1,11 +1,14 @@
-"""The three processes under three users of the broker that may do what the README says, and no more."""
+"""The three processes under users of the broker and of the database that may do what the README says, and no more."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiormq
+import asyncpg
 from yarl import URL
 
 from tests.conftest import eventually, own_queues
+from tests.db.rights import service_role
 from tests.e2e.conftest import in_thread, open_fleet, serials
 from tests.fake_a import FakeA
 from tests.queues import count_ready, declare
@@ -16,13 +19,15 @@ USERS: dict[Module, str] = {"service_b": "web", "service_b.results": "results", 
 
 
 async def test_three_users_serve_a_task_and_put_rubbish_aside(
-    rabbitmq: RabbitMQ, tmp_path: Path, database_url: str, fake_a: FakeA
+    rabbitmq: RabbitMQ, tmp_path: Path, database_url: str, sql: asyncpg.Connection, fake_a: FakeA
 ) -> None:
-    async with own_queues(rabbitmq.url) as settings:
+    async with own_queues(rabbitmq.url) as settings, service_role(sql, database_url) as role_url:
+        newest = f"finished_{datetime.now(UTC) + timedelta(days=7):%Y%m%d}"
+        await sql.execute(f"DROP TABLE {newest}")
         connection = await aiormq.connect(rabbitmq.url)
         admin = await connection.channel()
         await declare(admin, settings)
-        async with open_fleet(tmp_path / "logs", settings, database_url, fake_a) as fleet:
+        async with open_fleet(tmp_path / "logs", settings, database_url, fake_a, DATABASE_URL=role_url) as fleet:
             processes = {}
             for module, user in USERS.items():
                 await in_thread(rabbitmq.ctl, "add_user", user, user)
@@ -35,8 +40,10 @@ async def test_three_users_serve_a_task_and_put_rubbish_aside(
             for queue in (settings.to_configure_queue, settings.configured_queue):
                 await admin.basic_publish(b"rubbish", routing_key=queue)
                 await eventually(lambda dead=f"{queue}.dead": count_ready(admin, dead))
+            await eventually(lambda: sql.fetchval("SELECT to_regclass($1)", newest))
             assert all([await in_thread(process.is_ready) for process in processes.values()])
             for process in processes.values():
                 assert await fleet.metric(process, "amqp_connects_total") == 1, "no channel was lost"
+                assert "permission denied" not in process.log_file.read_text()
         await connection.close()
     assert set(USERS.values()) == set(RIGHTS)
