@@ -86,8 +86,9 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
     """Run the relay and what wakes it, the reconciler, the backlog's gauges, and the care of the partitions."""
     settings, periods = app[SETTINGS], app[PERIODS]
     async with Session(settings, settings.app_name) as session:
-        relay = Relay(session, app[POOL], settings, app[WAKE], poll_seconds=periods.poll)
-        reconciler = Reconciler(session, app[POOL], settings, Clock(), round_seconds=periods.round)
+        internal = Clock()
+        relay = Relay(session, app[POOL], settings, app[WAKE], internal, poll_seconds=periods.poll)
+        reconciler = Reconciler(session, app[POOL], settings, internal, round_seconds=periods.round)
         backlog = BacklogMeter(app[POOL], lambda: reconciler.leading)
         partitions = Partitions(app[POOL], settings.retention_days, lambda: reconciler.leading)
         REGISTRY.register(backlog)

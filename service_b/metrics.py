@@ -4,6 +4,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 ACCEPTED = Counter("tasks_accepted", "Tasks stored")
 DISPATCHED = Counter("tasks_dispatched", "Attempts handed to the broker", ["publication"])
+SPARED = Gauge("service_a_spared", "Whether service A gets one call every few seconds only, as it answers none")
 OVERDUE = Counter("tasks_overdue", "Attempts without an outcome in time, reported as unknown")
 EXPIRED = Counter("tasks_expired", "Tasks ended at their deadline")
 LEADING = Gauge("maintenance_leading", "1 in the process that does the maintenance")

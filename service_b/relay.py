@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from uuid import UUID
+from contextlib import suppress
+from datetime import datetime, timedelta
 
 import asyncpg
 import structlog
@@ -17,24 +18,35 @@ from runtime import clock
 from runtime.background import until
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS
-from service_b.tasks import claims
+from service_b.room import Room
+from service_b.tasks import claims, restraint
 from service_b.tasks.claims import Dispatch, Floor
+from service_b.tasks.clock import JUMP_SECONDS, Clock
 
 log = structlog.stdlib.get_logger(__name__)
 
 BATCH = 300
+LOOK_SECONDS = 0.05
+"""So often the relay looks whether there is room again, while more is due than there is room for."""
+READY_SECONDS = 1.0
+"""So often it asks the broker, too."""
 POLL_SECONDS = 1.0
 """An insert wakes only its own process; the timer finds tasks whose process has died or has no broker."""
 GATHER_SECONDS = 0.01
 """One claim for all that is inserted meanwhile; next to a call of a minute nobody notices."""
 PAUSE_SECONDS = 1.0
+SILENT_ENDS = 20
+"""After so many calls in a row without an answer of service A's it is spared, until it answers one."""
+SPARING_SECONDS = 5.0
+"""One task in that time is let through then, by whichever relay."""
 
 
 class Relay:
-    """Claims due tasks and publishes each attempt at most once.
+    """Claims due tasks as far as the queue has room, and publishes them.
 
     A claim is committed before its publish, so a process that dies in between leaves a dispatched task without a
-    message, which the reconciler finds. What certainly did not reach the broker is made due again here.
+    message, which the maintenance finds. What the broker may not have is made due again at once: should it have it all
+    the same, only one of the two messages gets a lease.
     """
 
     def __init__(
@@ -43,18 +55,28 @@ class Relay:
         pool: asyncpg.Pool,
         settings: BrokerSettings,
         wake: asyncio.Event,
+        internal: Clock,
         *,
         poll_seconds: float = POLL_SECONDS,
+        sparing_seconds: float = SPARING_SECONDS,
     ) -> None:
         self._poll_seconds = poll_seconds
+        self._sparing_seconds = sparing_seconds
         self._session = session
         self._pool = pool
         self._settings = settings
         self._wake = wake
+        self._internal = internal
         self._stopping = asyncio.Event()
         self._floor = Floor()
-        self._unsent: list[tuple[UUID, int]] = []
-        """Refused by the broker, and not made due again yet."""
+        self._room = Room()
+        # From when on the next look has to look.
+        self._since: datetime | None = None
+        # When to ask the broker again.
+        self._ask_at = 0.0
+        # Whether more may be due than has been claimed.
+        self._more = False
+        self._sparing = False
 
     async def run(self) -> None:
         """Relay until stopped, over one channel after the other."""
@@ -78,52 +100,64 @@ class Relay:
     async def _relay(self, channel: Channel) -> None:
         self._wake.clear()
         await channel.unblocked()
+        room = await self._look(channel)
         if channel.lost.done():
             return
-        await self._take_back()
-        claimed_at = clock.now()
-        dispatches = await claims.claim(self._pool, BATCH, self._floor)
-        if dispatches:
-            await self._dispatch(channel, dispatches, claimed_at)
-        if len(dispatches) == BATCH:
+        # Not all of a large room at once: others look and claim at the same time.
+        if (limit := min(room, BATCH)) > 0:
+            expected = self._internal.now()
+            latest = expected and expected + timedelta(seconds=JUMP_SECONDS)
+            dispatches = await claims.claim(self._pool, limit, self._floor, latest=latest)
+            self._more = len(dispatches) == limit
+            if dispatches:
+                await self._dispatch(channel, dispatches)
+        if self._more:
+            await asyncio.sleep(0 if room >= BATCH else PAUSE_SECONDS if self._sparing else LOOK_SECONDS)
             return
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._poll_seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            return
-        await asyncio.sleep(GATHER_SECONDS)
+                self._more = await self._wake.wait()
+            await asyncio.sleep(GATHER_SECONDS)
 
-    async def _take_back(self) -> None:
-        """Make due again what was refused; what somebody else holds is kept, and tried again."""
-        if self._unsent:
-            self._unsent = await claims.make_due_again(self._pool, self._unsent)
+    async def _look(self, channel: Channel) -> int:
+        """Tell for how many tasks there is room."""
+        ready = None
+        if clock.now() >= self._ask_at:
+            ready = await channel.ready_messages(self._settings.to_configure_queue)
+            self._ask_at = clock.now() + READY_SECONDS
+        seen = await restraint.look(self._pool, self._since)
+        self._since = seen.since
+        room = self._room.look(clock.now(), dispatched=seen.dispatched, begun=seen.begun, ready=ready)
+        if self._sparing != (seen.silent_ends >= SILENT_ENDS):
+            self._sparing = not self._sparing
+            metrics.SPARED.set(self._sparing)
+            log.warning("service_a.spared" if self._sparing else "service_a.answers", silent_ends=seen.silent_ends)
+        if self._sparing and room > 0:
+            return int(await restraint.let_through(self._pool, self._sparing_seconds))
+        return room
 
-    async def _dispatch(self, channel: Channel, dispatches: list[Dispatch], claimed_at: float) -> None:
-        if clock.now() - claimed_at > self._settings.heartbeat_seconds:
-            # This process stood still. The reconciler counts on a claim being published soon or never.
-            channel.lose("a claim was held for too long")
+    async def _dispatch(self, channel: Channel, dispatches: list[Dispatch]) -> None:
         letters = [(dispatch, letter) for dispatch in dispatches if (letter := _write(dispatch))]
         publications = await channel.publish(self._settings.to_configure_key, [letter for _, letter in letters])
-        unsent = []
-        for (dispatch, _), publication in zip(letters, publications, strict=True):
-            if publication.is_refused:
-                unsent.append((dispatch.id, dispatch.attempt))
-            elif publication is Publication.UNCERTAIN:
-                log.warning("relay.uncertain", task_id=str(dispatch.id), attempt=dispatch.attempt)
         for publication, count in Counter(publications).items():
             metrics.DISPATCHED.labels(publication.name.lower()).inc(count)
+        unsent = [
+            (dispatch.id, dispatch.attempt)
+            for (dispatch, _), publication in zip(letters, publications, strict=True)
+            if publication is not Publication.CONFIRMED
+        ]
         if unsent:
-            self._unsent += unsent
-            await self._take_back()
-            log.warning("relay.unsent", tasks=len(unsent), retry_in=PAUSE_SECONDS)
+            # What somebody else holds is left to the maintenance.
+            held = await claims.make_due_again(self._pool, unsent)
+            log.warning("relay.unsent", tasks=len(unsent), held=len(held))
+        if unsent and not channel.lost.done():
             await asyncio.sleep(PAUSE_SECONDS)
             # A queue that was full goes on refusing what comes by the same channel, though its limit may be gone.
-            channel.lose("messages were refused")
+            channel.lose("messages were not accepted")
 
 
 def _write(dispatch: Dispatch) -> Letter | None:
-    """Make an attempt's message; None when it cannot be encoded: the reconciler uses its attempts up then."""
+    """Make an attempt's message; None when it cannot be encoded: the task ends at its deadline then."""
     try:
         message = ConfigureTask(
             task_id=dispatch.id,

@@ -56,11 +56,6 @@ CALM = Scenario("calm", "poison", ("--seconds", "8"))
 COPIES = Scenario("copied outcomes", "a talks garbage + duplicate outcomes", ("--seconds", "8"))
 UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ("--once", "--seconds", "3"))
 DOUBLED_WORK = Scenario("copied work", "duplicate work", ("--seconds", "10"))
-CUT = Scenario(
-    "a slow relay cut, calls that hang",
-    ",".join(["a hangs + delay web-broker + cut web-broker"] * 5),
-    ("--seconds", "2"),
-)
 AWAY = Scenario("a is away", "a refuses,a refuses", ("--seconds", "5"))
 A_CUT_OFF = Scenario("a cut off", "cut configurator-a,cut configurator-a,cut configurator-a,cut configurator-a")
 PURGED = Scenario("purged queue", "purge to_configure,purge to_configure", ("--concurrency", "10"))
@@ -247,20 +242,6 @@ MUTANTS = (
             "db/migrations/20261123000000_create_task.sql",
             ("UNIQUE INDEX task_active ON task (equipment_id)", "UNIQUE INDEX task_active ON task (equipment_id, id)"),
         ),
-    ),
-    Mutant(
-        "published twice",
-        "service_b/relay.py",
-        [("if publication.is_refused:", "if dispatch.attempt == 1:")],
-        CALM,
-        frozenset({"overlapping", "called after the end"}),
-    ),
-    Mutant(
-        "an uncertain publish is repeated at once",
-        "service_b/relay.py",
-        [("if publication.is_refused:", "if publication is not Publication.CONFIRMED:")],
-        CUT,
-        frozenset({"overlapping", "called after the end"}),
     ),
     Mutant(
         "reconciler off",

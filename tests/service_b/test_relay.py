@@ -2,18 +2,18 @@
 
 import asyncio
 import json
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import SimpleNamespace
 from uuid import UUID
 
 import aiormq
 import asyncpg
 import pytest
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, DeliveredMessage
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -25,15 +25,18 @@ from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import relay as relay_module
 from service_b.database import DatabaseSettings, Queries, create_pool
-from service_b.relay import POLL_SECONDS, Relay
-from service_b.tasks import claims, inserts
+from service_b.relay import POLL_SECONDS, SPARING_SECONDS, Relay
+from service_b.room import LEAST
+from service_b.tasks import claims, inserts, leases, restraint
 from service_b.tasks.claims import Dispatch, Floor
+from service_b.tasks.clock import Clock
+from service_b.tasks.states import DISPATCHED
 from service_b.wakeup import CHECK_SECONDS, listen
 from tests.conftest import eventually
 from tests.queues import count_ready, is_blocked, metric, queue_exists, take
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
-from tests.tasks import accept, apply, finish, give_back, new_task, row, states
+from tests.tasks import accept, apply, call_lease, claim, finish, give_back, new_task, row, states
 
 DEVICES = [f"DEVICE{number}" for number in range(600)]
 
@@ -44,14 +47,10 @@ class Watch:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self.pool = pool
         self.idle = 0
-        self.stand_still_seconds = 0.0
 
-    async def claim(self, connection: Queries, limit: int, floor: Floor) -> list[Dispatch]:
-        claimed = await claims.claim(connection, limit, floor)
+    async def claim(self, connection: Queries, limit: int, floor: Floor, *, latest: datetime | None) -> list[Dispatch]:
+        claimed = await claims.claim(connection, limit, floor, latest=latest)
         self.idle += not claimed
-        if claimed and self.stand_still_seconds:
-            time.sleep(self.stand_still_seconds)  # noqa: ASYNC251 - the whole process stands still
-            self.stand_still_seconds = 0
         return claimed
 
     async def until_idle(self) -> None:
@@ -73,12 +72,18 @@ class Running:
 
 @asynccontextmanager
 async def relaying(
-    settings: BrokerSettings, pool: asyncpg.Pool, *, poll_seconds: float = POLL_SECONDS
+    settings: BrokerSettings,
+    pool: asyncpg.Pool,
+    *,
+    poll_seconds: float = POLL_SECONDS,
+    sparing_seconds: float = SPARING_SECONDS,
 ) -> AsyncIterator[Running]:
     """A relay at work on a channel; at the end it must stop by itself, if it has a broker."""
     wake = asyncio.Event()
     async with Session(settings, "relay") as session:
-        relay = Relay(session, pool, settings, wake, poll_seconds=poll_seconds)
+        relay = Relay(
+            session, pool, settings, wake, Clock(), poll_seconds=poll_seconds, sparing_seconds=sparing_seconds
+        )
         running = asyncio.create_task(relay.run())
         try:
             await eventually(lambda: session.current)
@@ -125,6 +130,13 @@ async def attempts(channel: AbstractChannel, settings: BrokerSettings) -> list[t
     return [(message.task_id, message.attempt) for message in bodies]
 
 
+async def begin_calls(pool: asyncpg.Pool, channel: AbstractChannel, settings: BrokerSettings) -> list[tuple[UUID, int]]:
+    """Take what was published and ask for leases, as configurators with any number of slots do; return what began."""
+    taken = await attempts(channel, settings)
+    answers = await leases.grant(pool, [(id_, number, call_lease(id_, number)) for id_, number in taken])
+    return [attempt for attempt, answer in zip(taken, answers, strict=True) if answer == "granted"]
+
+
 async def test_a_task_is_published_as_it_was_accepted(
     pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
 ) -> None:
@@ -142,7 +154,7 @@ async def test_a_task_is_published_as_it_was_accepted(
         await watch.until_idle()
     [message] = await take(amqp, broker.to_configure_queue)
     assert json.loads(message.body) == {
-        "v": 1,
+        "v": 2,
         "task_id": str(task.id),
         "attempt": 1,
         "equipment_id": "DEVICE1",
@@ -160,13 +172,19 @@ async def test_a_task_is_published_as_it_was_accepted(
 async def test_of_many_relays_one_publishes_each_attempt(
     pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel
 ) -> None:
+    begun: list[tuple[UUID, int]] = []
+
+    async def all_have_begun() -> bool:
+        begun.extend(await begin_calls(pool, amqp, broker))
+        return len(begun) >= 600
+
     async with relaying(broker, pool) as first, relaying(broker, pool) as second:
         chunks = [await accept(pool, *DEVICES[start : start + 50]) for start in range(0, 600, 50)]
         for running in (first, second):
             running.wake.set()
-        expected = Counter((id_, 1) for chunk in chunks for id_ in chunk)
-        await eventually(lambda: _holds(amqp, broker, 600))
-    assert Counter(await attempts(amqp, broker)) == expected
+        await eventually(all_have_begun)
+    assert Counter(begun) == Counter((id_, 1) for chunk in chunks for id_ in chunk)
+    assert await attempts(amqp, broker) == []
 
 
 async def _holds(channel: AbstractChannel, settings: BrokerSettings, messages: int) -> bool:
@@ -179,7 +197,7 @@ async def test_only_the_first_task_of_a_device_is_published(
     ids = await accept(pool, "DEVICE1", "DEVICE1", "DEVICE2")
     async with relaying(broker, pool):
         await watch.until_idle()
-        assert await attempts(amqp, broker) == [(ids[0], 1), (ids[2], 1)]
+        assert await begin_calls(pool, amqp, broker) == [(ids[0], 1), (ids[2], 1)]
         await apply(pool, finish(Dispatch(ids[0], 1, "DEVICE1", 1, 1, "{}")))
         await watch.until_idle()
         assert await attempts(amqp, broker) == [(ids[1], 1)]
@@ -200,7 +218,7 @@ async def test_a_finish_in_another_process_wakes_the_relay(
     pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, database: DatabaseSettings
 ) -> None:
     ids = await accept(pool, "DEVICE1", "DEVICE1")
-    [dispatch] = await claims.claim(pool, 1)
+    [dispatch] = await claim(pool, 1)
     async with relaying(broker, pool, poll_seconds=NEVER) as running, _listening(database, running.wake):
         await eventually(lambda: watch.idle >= 2)  # Once by itself, once when the listener had begun.
         await apply(pool, finish(dispatch))
@@ -252,7 +270,7 @@ async def test_the_timer_finds_what_nobody_announced(
         await eventually(lambda: watch.idle)
         [id_] = await accept(pool, "DEVICE1")
         await eventually(lambda: _holds(amqp, broker, 1))
-        assert await attempts(amqp, broker) == [(id_, 1)]
+        assert await begin_calls(pool, amqp, broker) == [(id_, 1)]
         await apply(pool, give_back(Dispatch(id_, 1, "DEVICE1", 1, 1, "{}"), hold_seconds=0.5))
         await eventually(lambda: _holds(amqp, broker, 1))
     assert await attempts(amqp, broker) == [(id_, 2)]
@@ -264,16 +282,16 @@ async def test_a_returned_message_brings_its_queue_back_and_is_published_again(
     returned = metric("tasks_dispatched_total", publication="returned")
     async with relaying(broker, pool) as running:
         await amqp.queue_delete(broker.to_configure_queue)
-        ids = await accept(pool, *DEVICES[:40])
+        ids = await accept(pool, *DEVICES[:30])
         running.wake.set()
         await eventually(lambda: queue_exists(broker, broker.to_configure_queue))
-        await eventually(lambda: _holds(amqp, broker, 40))
+        await eventually(lambda: _holds(amqp, broker, 30))
         await watch.until_idle()
     assert Counter(await attempts(amqp, broker)) == Counter((id_, 2) for id_ in ids)
-    assert metric("tasks_dispatched_total", publication="returned") == returned + 40
+    assert metric("tasks_dispatched_total", publication="returned") == returned + 30
 
 
-async def test_what_was_refused_is_made_due_again_once_nobody_holds_its_row(
+async def test_what_was_refused_is_due_again_at_once_unless_somebody_holds_its_row(
     watch: Watch,
     broker: BrokerSettings,
     amqp: AbstractChannel,
@@ -285,38 +303,61 @@ async def test_what_was_refused_is_made_due_again_once_nobody_holds_its_row(
     async def refuse(_: Channel, routing_key: str, letters: Sequence[Letter]) -> list[Publication]:
         monkeypatch.setattr(Channel, "publish", publish)
         await somebody.start()
-        await sql.execute("SELECT FROM task FOR UPDATE")
+        await sql.execute("SELECT FROM task WHERE id = $1 FOR UPDATE", held)
         return [Publication.RETURNED] * len(letters)
 
+    held, other = await accept(watch.pool, "DEVICE1", "DEVICE2")
     monkeypatch.setattr(Channel, "publish", refuse)
-    [id_] = await accept(watch.pool, "DEVICE1")
     async with relaying(broker, watch.pool):
-        await watch.until_idle()
-        [other] = await accept(watch.pool, "DEVICE2")
         await eventually(lambda: _holds(amqp, broker, 1))
-        assert await states(sql, [id_]) == ["dispatched"]
-        await somebody.rollback()
-        await eventually(lambda: _holds(amqp, broker, 2))
-    assert await attempts(amqp, broker) == [(other, 1), (id_, 2)]
+        await watch.until_idle()
+    await somebody.rollback()
+    assert await attempts(amqp, broker) == [(other, 2)]
+    assert await states(sql, [held]) == ["dispatched"], "the maintenance finds it"
 
 
-async def test_what_may_have_reached_the_broker_is_left_to_the_reconciler(
+async def test_what_may_have_reached_the_broker_is_published_again_at_once_and_called_once(
+    watch: Watch,
+    broker: BrokerSettings,
+    amqp: AbstractChannel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publish = Channel.publish
+
+    async def uncertain(channel: Channel, routing_key: str, letters: Sequence[Letter]) -> list[Publication]:
+        monkeypatch.setattr(Channel, "publish", publish)
+        await publish(channel, routing_key, letters)
+        return [Publication.UNCERTAIN] * len(letters)
+
+    ids = await accept(watch.pool, "DEVICE1", "DEVICE2")
+    monkeypatch.setattr(Channel, "publish", uncertain)
+    async with relaying(broker, watch.pool):
+        await eventually(lambda: _holds(amqp, broker, 4))
+        await watch.until_idle()
+    assert await begin_calls(watch.pool, amqp, broker) == [(id_, 2) for id_ in ids]
+
+
+async def test_an_uncertain_publish_whose_call_has_begun_is_not_repeated(
     watch: Watch,
     broker: BrokerSettings,
     amqp: AbstractChannel,
     sql: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def uncertain(_: Channel, routing_key: str, letters: Sequence[Letter]) -> list[Publication]:
-        return [Publication.UNCERTAIN] * len(letters)
+    publish = Channel.publish
 
-    pool = watch.pool
-    ids = await accept(pool, "DEVICE1", "DEVICE2")
-    async with relaying(broker, pool):
-        monkeypatch.setattr(Channel, "publish", uncertain)
-        await eventually(lambda: _are(sql, ids, "dispatched"))
+    async def uncertain(channel: Channel, routing_key: str, letters: Sequence[Letter]) -> list[Publication]:
+        monkeypatch.setattr(Channel, "publish", publish)
+        await publish(channel, routing_key, letters)
+        assert await begin_calls(watch.pool, amqp, broker) == [(begun, 1)]
+        return [Publication.UNCERTAIN]
+
+    [begun] = await accept(watch.pool, "DEVICE1")
+    monkeypatch.setattr(Channel, "publish", uncertain)
+    async with relaying(broker, watch.pool):
         await watch.until_idle()
-    assert [(await row(sql, id_))["attempt"] for id_ in ids] == [1, 1]
+    assert await states(sql, [begun]) == ["running"]
+    assert await attempts(amqp, broker) == []
 
 
 async def _are(sql: asyncpg.Connection, ids: list[UUID], state: str) -> bool:
@@ -333,23 +374,8 @@ async def test_a_row_that_cannot_be_encoded_does_not_spoil_its_batch(
         async with relaying(broker, pool):
             await watch.until_idle()
     assert Counter(await attempts(amqp, broker)) == Counter((task.id, 1) for task in good)
-    assert await states(sql, [bad.id]) == ["dispatched"], "its attempts are used up by the reconciler"
+    assert await states(sql, [bad.id]) == ["dispatched"], "it ends at its deadline"
     assert [entry["task_id"] for entry in logs if entry["event"] == "relay.unencodable"] == [str(bad.id)]
-
-
-async def test_a_process_that_stood_still_after_its_claim_does_not_publish_it(
-    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel
-) -> None:
-    """The reconciler may have reported the attempt by then, and another one may have begun."""
-    quick = BrokerSettings(**broker.model_dump() | {"amqp_url": f"{broker.nodes[0].update_query(heartbeat=1)}"})
-    async with relaying(quick, pool) as running:
-        await eventually(lambda: watch.idle)
-        watch.stand_still_seconds = 1.5
-        ids = await accept(pool, "DEVICE1", "DEVICE2")
-        running.wake.set()
-        await eventually(lambda: _holds(amqp, broker, 2))
-        await watch.until_idle()
-    assert Counter(await attempts(amqp, broker)) == Counter((id_, 2) for id_ in ids)
 
 
 async def test_a_relay_that_stops_publishes_what_it_has_claimed_and_claims_nothing_more(
@@ -386,7 +412,7 @@ async def test_with_the_broker_down_nothing_is_claimed_and_all_is_relayed_when_i
     async with relaying(settings, pool) as running:
         with capture_logs() as logs:
             await asyncio.to_thread(node.stop)
-            ids = await accept(pool, *DEVICES[:100])
+            ids = await accept(pool, *DEVICES[:30])
             running.wake.set()
             await eventually(lambda: sum(entry["event"] == "amqp.connect_failed" for entry in logs) >= 2)
         assert set(await states(sql, ids)) == {"due"}
@@ -395,7 +421,7 @@ async def test_with_the_broker_down_nothing_is_claimed_and_all_is_relayed_when_i
         await asyncio.to_thread(node.start)
         await eventually(lambda: running.session.current)
         async with channel_to(settings) as channel:
-            await eventually(lambda: _holds(channel, settings, 101))
+            await eventually(lambda: _holds(channel, settings, 31))
             assert Counter(await attempts(channel, settings)) == Counter((id_, 1) for id_ in ids)
 
 
@@ -417,19 +443,19 @@ async def test_what_the_broker_refuses_is_published_again(
 
         async def is_refused() -> bool:
             # A full queue refuses a little late.
-            ids.extend(await accept(pool, *(f"DEVICE{number}" for number in range(len(ids), len(ids) + 10))))
+            ids.extend(await accept(pool, DEVICES[len(ids)]))
+            await eventually(lambda: _are(sql, ids, "dispatched"))
             return metric("tasks_dispatched_total", publication="refused") > refused
 
         await eventually(is_refused)
         await asyncio.to_thread(node.ctl, "clear_policy", "full")
 
-        async def all_are_dispatched() -> bool:
-            published.extend(await attempts(channel, settings))
-            return set(await states(sql, ids)) == {"dispatched"}
+        async def all_have_begun() -> bool:
+            published.extend(await begin_calls(pool, channel, settings))
+            return set(await states(sql, ids)) == {"running"}
 
-        await eventually(all_are_dispatched)
+        await eventually(all_have_begun)
         await watch.until_idle()
-        published += await attempts(channel, settings)
     assert Counter(id_ for id_, _ in published) == Counter(ids), "each published once"
     assert max(attempt for _, attempt in published) > 1
     assert dict(published) == {id_: (await row(sql, id_))["attempt"] for id_ in ids}
@@ -457,3 +483,131 @@ async def test_a_broker_short_of_memory_is_given_nothing(
         await eventually(lambda: _are(sql, ids, "dispatched"))
         await eventually(lambda: _holds(channel, settings, 2))
         assert await attempts(channel, settings) == [(id_, 1) for id_ in ids]
+
+
+# --- Room and sparing
+
+
+@asynccontextmanager
+async def configuring(
+    pool: asyncpg.Pool, settings: BrokerSettings, *, slots: int, call_seconds: float
+) -> AsyncIterator[list[UUID]]:
+    """Slots that take a task each, begin its call and end it; the tasks that were configured."""
+    done: list[UUID] = []
+
+    async def work(message: DeliveredMessage) -> None:
+        task = ConfigureTask.decode(message.body)
+        [answer] = await leases.grant(pool, [(task.task_id, task.attempt, call_lease(task.task_id, task.attempt))])
+        if answer == "granted":
+            await asyncio.sleep(call_seconds)
+            await apply(pool, finish(Dispatch(task.task_id, task.attempt, "", 1, 1, "{}")))
+            done.append(task.task_id)
+        await message.channel.basic_ack(message.delivery_tag or 0)
+
+    async with channel_to(settings) as channel:
+        await channel.basic_qos(prefetch_count=slots)
+        tag = (await channel.basic_consume(settings.to_configure_queue, work)).consumer_tag
+        yield done
+        await channel.basic_cancel(tag or "")
+
+
+async def under_way(sql: asyncpg.Connection) -> int:
+    dispatched: int = await sql.fetchval(f"SELECT count(*) FROM task WHERE {DISPATCHED}")
+    return dispatched
+
+
+@pytest.mark.parametrize("relays", [1, 2])
+async def test_few_slots_leave_the_backlog_in_the_table(
+    pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection, relays: int
+) -> None:
+    for start in range(0, 10_000, 1000):
+        await accept(pool, *(f"DEVICE{number}" for number in range(start, start + 1000)))
+    most = 0
+
+    async def has_worked() -> bool:
+        nonlocal most
+        most = max(most, await count_ready(amqp, broker.to_configure_queue), await under_way(sql))
+        return len(done) > 3 * LEAST
+
+    async with AsyncExitStack() as stack:
+        for _ in range(relays):
+            await stack.enter_async_context(relaying(broker, pool))
+        done = await stack.enter_async_context(configuring(pool, broker, slots=2, call_seconds=0.1))
+        await eventually(has_worked)
+    assert LEAST // 2 < most <= relays * LEAST + 2
+
+
+async def test_what_is_not_in_the_queue_obeys_the_table_at_once(
+    pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    ids = await accept(pool, *DEVICES[: LEAST + 10])
+    begun: list[tuple[UUID, int]] = []
+
+    async def all_others_have_begun() -> bool:
+        begun.extend(await begin_calls(pool, amqp, broker))
+        return len(begun) >= len(ids) - 2
+
+    async with relaying(broker, pool):
+        await eventually(lambda: _holds(amqp, broker, LEAST))
+        due = [id_ for id_ in ids if await states(sql, [id_]) == ["due"]]
+        later, never = due[0], due[-1]
+        await sql.execute("UPDATE task SET due_at = now() + interval '1 hour' WHERE id = $1", later)
+        await sql.execute("UPDATE task SET deadline_at = now() WHERE id = $1", never)
+        await eventually(all_others_have_begun)
+    assert {id_ for id_, _ in begun} == {*ids} - {later, never}
+    assert await states(sql, [later, never]) == ["due", "due"]
+
+
+async def test_the_relay_looks_again_and_again_only_while_more_is_due_than_there_is_room_for(
+    pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    async def count_look(connection: Queries, since: datetime | None) -> restraint.Look:
+        nonlocal looks
+        looks += 1
+        return await look(connection, since)
+
+    look = restraint.look
+    monkeypatch.setattr(restraint, "look", count_look)
+    await accept(pool, *DEVICES[: LEAST + 1])
+    async with relaying(broker, pool, poll_seconds=NEVER) as running:
+        await eventually(lambda: looks > 5)
+        assert not running.wake._waiters
+        await begin_calls(pool, amqp, broker)
+        await eventually(lambda: _holds(amqp, broker, 1))
+        await eventually(lambda: running.wake._waiters, every=0.001)
+
+
+@pytest.fixture
+async def silent_a(sql: asyncpg.Connection) -> AsyncIterator[None]:
+    """Service A answers nobody."""
+    await sql.execute("UPDATE service_a SET silent_ends = 20, let_through_at = NULL")
+    yield
+    await sql.execute("UPDATE service_a SET silent_ends = 0, let_through_at = NULL")
+
+
+@pytest.mark.usefixtures("silent_a")
+async def test_service_a_is_spared_until_it_answers(
+    pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    await accept(pool, *DEVICES[:20])
+    with capture_logs() as logs:
+        async with relaying(broker, pool, sparing_seconds=NEVER), relaying(broker, pool, sparing_seconds=NEVER):
+            await eventually(lambda: sum(entry["event"] == "service_a.spared" for entry in logs) == 2)
+            await eventually(lambda: _holds(amqp, broker, 1))
+            assert metric("service_a_spared") == 1
+            assert await under_way(sql) == 1, "of all relays one lets one through"
+            await sql.execute("UPDATE service_a SET silent_ends = 0")
+            await eventually(lambda: _holds(amqp, broker, 20))
+    assert [entry["log_level"] for entry in logs if entry["event"] == "service_a.answers"] == ["warning"] * 2
+    assert metric("service_a_spared") == 0
+
+
+@pytest.mark.usefixtures("silent_a")
+async def test_while_it_is_spared_one_task_after_the_other_is_let_through(
+    pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel
+) -> None:
+    await accept(pool, *DEVICES[:20])
+    async with relaying(broker, pool, sparing_seconds=0.01):
+        await eventually(lambda: _holds(amqp, broker, 2))

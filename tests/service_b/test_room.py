@@ -175,5 +175,6 @@ def test_what_lies_there_uncounted_takes_room_until_it_is_gone() -> None:
 def test_a_count_that_goes_back_is_no_rate() -> None:
     """As after a failover to a standby that had not heard of everything."""
     room = Room()
-    room.look(0, dispatched=0, begun=100)
-    assert room.look(1, dispatched=0, begun=60) == LEAST
+    room.look(0, dispatched=0, begun=100_000)
+    assert room.look(1, dispatched=0, begun=0) == LEAST
+    assert room.look(2, dispatched=0, begun=1000) > LEAST

@@ -4,7 +4,6 @@ Where time has to pass, the tests move what the table and the watermark remember
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -71,9 +70,9 @@ class Rig:
         return dispatches
 
     async def redispatch(self) -> list[Dispatch]:
-        relay = Relay(Session(self.broker, "unused"), self.pool, self.broker, asyncio.Event())
+        relay = Relay(Session(self.broker, "unused"), self.pool, self.broker, asyncio.Event(), Clock())
         dispatches = await claims.claim(self.pool, 10)
-        await relay._dispatch(self.channel, dispatches, time.monotonic())
+        await relay._dispatch(self.channel, dispatches)
         return dispatches
 
     async def take(self, count: int | None = None) -> list[ConfigureTask]:
