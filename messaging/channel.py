@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 from messaging import metrics, topology
 from messaging.asking import count, describe, unless_lost
 from messaging.consuming import Consumer, Take
-from messaging.deliveries import Delivery
+from messaging.deliveries import Delivery, Receipts
 from messaging.frames import Letter
 from messaging.patience import Patience
 from messaging.publishing import Publication, Publisher
@@ -50,14 +50,14 @@ class Channel:
         self._publisher = Publisher(
             transport, amqp.number, amqp.max_content_size, self.lost, self.lose, patience=confirm
         )
-        self._consumer = Consumer(amqp, self.lost, self.lose, self.unblocked, patience)
+        self._consumer = Consumer(
+            connection, self.lost, self.lose, self.unblocked, transport.reader.said, patience=patience
+        )
         self.repair = Repair(connection, settings, self.lose)
         self._standstill = Standstill(settings.heartbeat_seconds, self.lost, self.lose)
         transport.reader.receiver = self
         amqp.closing.add_done_callback(lambda _: self.lose("closed"))
         connection.closing.add_done_callback(lambda _: self.lose("connection lost"))
-        # The broker cancels a consumer whose queue or node is gone, and leaves channel and connection open.
-        amqp.on_consumer_cancel_callbacks.add(lambda _: self.lose("consumer cancelled by the broker"))
 
     def lose(self, reason: str, error: BaseException | None = None) -> None:
         """Give the channel up; the session opens another one. The broker's own words say more than any error.
@@ -76,6 +76,7 @@ class Channel:
         """Close the connection; where no confirm is owed, the broker reads what is written before the end of it."""
         self.lose("closed by us")
         self._standstill.stop()
+        self._consumer.stop()
         self.repair.cancel()
         try:
             await self._connection.close(ConnectionError("closed by us"), timeout=self._patience.close)
@@ -139,20 +140,21 @@ class Channel:
         """End a subscription: when this returns, no further delivery comes."""
         await self._consumer.cancel(consumer_tag)
 
-    def acknowledge(self, tags: Sequence[int]) -> None:
+    def acknowledge(self, receipts: Receipts, tags: Sequence[int]) -> None:
         """Acknowledge deliveries of this channel; nothing once it is lost."""
         if not self.lost.done():
-            self._transport.write(self._consumer.receipts.acknowledge(tags))
+            self._transport.write(receipts.acknowledge(tags))
 
-    def give_back(self, tags: Sequence[int]) -> None:
+    def give_back(self, receipts: Receipts, tags: Sequence[int]) -> None:
         """Return deliveries of this channel to their queue; nothing once it is lost: they are there already."""
         if not self.lost.done():
-            self._transport.write(self._consumer.receipts.give_back(tags))
+            self._transport.write(receipts.give_back(tags))
 
-    def on_delivery(self, tag: int, body: bytes, *, redelivered: bool) -> None:
+    def on_delivery(self, channel: int, tag: int, body: bytes, *, redelivered: bool) -> None:
         """Hand a message from the transport over to the subscription's reader."""
-        if not self._standstill.check():
-            self._consumer.hand_over(Delivery(self, tag, redelivered, body))
+        receipts = self._consumer.receipts.get(channel)
+        if receipts is not None and not self._standstill.check():
+            self._consumer.hand_over(Delivery(self, receipts, tag, redelivered, body))
 
     def on_return(self, message_id: str, reason: str) -> None:
         """Hand on what the broker says of a message of ours."""

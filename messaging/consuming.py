@@ -1,6 +1,7 @@
 """Taking messages from a queue."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
@@ -8,7 +9,7 @@ import aiormq
 import structlog
 from aiormq.abc import DeliveredMessage
 
-from messaging.asking import Lose, ask, count
+from messaging.asking import Lose, ask
 from messaging.deliveries import Delivery, Receipts
 from messaging.patience import Patience
 
@@ -23,78 +24,123 @@ async def _never(_: DeliveredMessage) -> None:
 
 
 class Consumer:
-    """Takes the messages of one queue at a time over one channel, and notices when none come.
+    """Takes the messages of one queue at a time; a subscription that brings nothing for a while is begun anew.
 
-    `lost` is done when the channel can no longer be relied on; `lose` makes it so. `unblocked` waits while the broker
-    answers nothing, short of memory or disk.
+    Nothing tells a queue without work from a broker that has lost the subscription: when a queue is deleted and
+    declared again at once, RabbitMQ 3.10 subscribes old channels to the new queue, and drops what it hands them
+    (`rabbit_channel:handle_consuming_queue_down_or_eol`); after one deletion more they are subscribed to nothing.
+    Only the end of its AMQP channel brings such messages back to the queue, so each subscription has one of its own.
+
+    `lost` is done when the connection can no longer be relied on; `lose` makes it so. `unblocked` waits while the
+    broker answers nothing, short of memory or disk. `said`: with what words it has closed an AMQP channel.
     """
 
     def __init__(
         self,
-        amqp: aiormq.Channel,
+        connection: aiormq.Connection,
         lost: asyncio.Future[str],
         lose: Lose,
         unblocked: Callable[[], Awaitable[None]],
+        said: Callable[[int], str | None],
+        *,
         patience: Patience,
     ) -> None:
-        self._amqp = amqp
+        self._connection = connection
         self._lost = lost
         self._lose = lose
         self._unblocked = unblocked
+        self._said = said
         self._patience = patience
-        self.receipts = Receipts(amqp.number)
         # Who is handed each delivery; nobody before the first subscription.
         self._take: Take | None = None
-        # The look at the subscription's supply, kept from the garbage collector.
-        self._supply: asyncio.Task[None] | None = None
+        # What each AMQP channel of ours has brought, by its number.
+        self.receipts: dict[int, Receipts] = {}
+        # The one that brings messages now; None before the first subscription and after its end.
+        self._amqp: aiormq.Channel | None = None
+        self._changing = asyncio.Lock()
+        # Renewals, and ends of channels whose deliveries are still at work.
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def consume(self, queue: str, prefetch: int, take: Take) -> str:
-        """Subscribe with at most `prefetch` messages not acknowledged; return the subscription's tag."""
-        self._take = take
-        tag, timeout = str(uuid4()), self._patience.answer
-
-        async def subscribe() -> None:
-            await self._amqp.basic_qos(prefetch_count=prefetch, timeout=timeout)
-            await self._amqp.basic_consume(queue, _never, consumer_tag=tag, timeout=timeout)
-
-        await ask("consume", subscribe(), self._lose)
-        self._supply = asyncio.create_task(self._watch_supply(tag, queue, prefetch))
+        """Subscribe with at most `prefetch` messages not settled; return the subscription's tag."""
+        self._take, tag = take, str(uuid4())
+        await self._subscribe(queue, prefetch, tag)
+        self._spawn(self._renew(queue, prefetch, tag))
         return tag
 
     async def cancel(self, tag: str) -> None:
         """End a subscription: when this returns, no further delivery comes."""
-        await ask("cancel", self._amqp.basic_cancel(tag, timeout=self._patience.answer), self._lose)
+        async with self._changing:
+            await self._unsubscribe(tag)
 
     def hand_over(self, delivery: Delivery) -> None:
         """Give a delivery to the subscription's reader."""
         if self._take is None:
             return
-        self.receipts.add(delivery.tag)
+        delivery.receipts.add(delivery.tag)
         try:
             self._take(delivery)
         except Exception:
             log.exception("amqp.bug")
             self._lose("a delivery was not taken")
 
-    async def _watch_supply(self, tag: str, queue: str, prefetch: int) -> None:
-        """Leave a channel that brings nothing though there is something to bring; ends with the subscription.
+    def stop(self) -> None:
+        """Renew nothing more."""
+        for task in self._tasks:
+            task.cancel()
 
-        When a queue is deleted and declared again at once, RabbitMQ 3.10 may take old subscriptions for ones of the
-        new queue, and drop its messages as those that they have seen.
-        """
-        starving = False
-        while True:
-            delivered = self.receipts.delivered
-            await asyncio.wait({self._lost}, timeout=self._patience.supply)
+    async def _renew(self, queue: str, prefetch: int, tag: str) -> None:
+        while amqp := self._amqp:
+            receipts = self.receipts[amqp.number]
+            delivered = receipts.delivered
+            await asyncio.wait({self._lost}, timeout=self._patience.idle)
             await self._unblocked()
-            if self._lost.done() or tag not in self._amqp.consumers:
-                return
-            hungry = self.receipts.delivered == delivered and len(self.receipts) < prefetch
-            waiting = hungry and await self._is_filled(queue) and self.receipts.delivered == delivered
-            if starving and waiting:
-                self._lose("the queue has messages and brings none")
-            starving = waiting
+            async with self._changing:
+                if self._lost.done() or tag not in amqp.consumers:
+                    return
+                if receipts.delivered == delivered and len(receipts) < prefetch:
+                    await self._unsubscribe(tag)
+                    await self._subscribe(queue, prefetch, tag)
 
-    async def _is_filled(self, queue: str) -> bool:
-        messages, _ = await count(self._amqp, queue, self._lose, self._patience.answer)
-        return messages > 0
+    async def _subscribe(self, queue: str, prefetch: int, tag: str) -> None:
+        self._amqp = await ask("consume", self._open(queue, prefetch, tag), self._lose)
+
+    async def _open(self, queue: str, prefetch: int, tag: str) -> aiormq.Channel:
+        # aiormq's own choice of a number grows for ever.
+        number = next(number for number in itertools.count(1) if number not in self._connection.channels)
+        timeout = self._patience.answer
+        amqp = await self._connection.channel(number, publisher_confirms=False, timeout=timeout)
+        assert isinstance(amqp, aiormq.Channel)  # noqa: S101 - aiormq promises only its abstract class.
+        amqp.closing.add_done_callback(lambda _: self._on_closed(number))
+        # The broker cancels a consumer whose queue or node is gone, and leaves channel and connection open.
+        amqp.on_consumer_cancel_callbacks.add(lambda _: self._lose("consumer cancelled by the broker"))
+        self.receipts[number] = Receipts(number)
+        await amqp.basic_qos(prefetch_count=prefetch, timeout=timeout)
+        await amqp.basic_consume(queue, _never, consumer_tag=tag, timeout=timeout)
+        return amqp
+
+    def _on_closed(self, number: int) -> None:
+        if number in self.receipts:
+            words = self._said(number)
+            self._lose(f"closed: {words}" if words else "closed")
+
+    async def _unsubscribe(self, tag: str) -> None:
+        amqp, self._amqp = self._amqp, None
+        if amqp:
+            await ask("cancel", amqp.basic_cancel(tag, timeout=self._patience.answer), self._lose)
+            receipts = self.receipts[amqp.number]
+            if len(receipts):
+                self._spawn(self._close(amqp, receipts))
+            else:
+                await self._close(amqp, receipts)
+
+    async def _close(self, amqp: aiormq.Channel, receipts: Receipts) -> None:
+        await receipts.settled.wait()
+        if not self._lost.done():
+            del self.receipts[amqp.number]
+            await ask("close", amqp.close(timeout=self._patience.answer), self._lose)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -22,10 +22,10 @@ class Carrier(Protocol):
 
     lost: asyncio.Future[str]
 
-    def acknowledge(self, tags: Sequence[int]) -> None:
+    def acknowledge(self, receipts: "Receipts", tags: Sequence[int]) -> None:
         """Acknowledge deliveries of this channel."""
 
-    def give_back(self, tags: Sequence[int]) -> None:
+    def give_back(self, receipts: "Receipts", tags: Sequence[int]) -> None:
         """Return deliveries of this channel to their queue."""
 
     async def dead_letter(self, queue: str, delivery: "Delivery", reason: str) -> None:
@@ -34,9 +34,10 @@ class Carrier(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """A message brought by one channel; its tag means nothing on any other."""
+    """A message brought by one channel; its tag means nothing but among these receipts."""
 
     channel: Carrier = field(repr=False)
+    receipts: "Receipts" = field(repr=False)
     tag: int
     redelivered: bool
     body: bytes = field(repr=False)
@@ -44,8 +45,8 @@ class Delivery:
 
 def acknowledge(deliveries: Iterable[Delivery]) -> None:
     """Acknowledge deliveries. For one of a lost channel there is nothing to do: its message comes again."""
-    for channel, tags in _by_channel(deliveries):
-        channel.acknowledge(tags)
+    for first, tags in _together(deliveries):
+        first.channel.acknowledge(first.receipts, tags)
 
 
 def give_back(deliveries: Iterable[Delivery]) -> None:
@@ -54,18 +55,20 @@ def give_back(deliveries: Iterable[Delivery]) -> None:
     Up to RabbitMQ 4.2 each return counts towards the queue's delivery limit, since 4.3 none does
     (https://www.rabbitmq.com/docs/4.3/nack). A task that is dead-lettered by it begins some seconds later than else.
     """
-    for channel, tags in _by_channel(deliveries):
-        channel.give_back(tags)
+    for first, tags in _together(deliveries):
+        first.channel.give_back(first.receipts, tags)
 
 
-def _by_channel(deliveries: Iterable[Delivery]) -> Iterator[tuple[Carrier, list[int]]]:
+def _together(deliveries: Iterable[Delivery]) -> Iterator[tuple[Delivery, list[int]]]:
+    """Group what can be settled together: the first of each group, and the tags of all."""
     current = (delivery for delivery in deliveries if not delivery.channel.lost.done())
-    for channel, group in groupby(current, lambda delivery: delivery.channel):
-        yield channel, [delivery.tag for delivery in group]
+    for _, group in groupby(current, lambda delivery: delivery.receipts):
+        together = list(group)
+        yield together[0], [delivery.tag for delivery in together]
 
 
 class Receipts:
-    """What one channel has brought, in order, by the deliveries' tags, until it is acknowledged or given back.
+    """What one AMQP channel has brought, in order, by the deliveries' tags, until it is acknowledged or given back.
 
     All done ones that lie before the first delivery still at work are settled in one frame: a sixth of the broker's
     work.
@@ -75,6 +78,9 @@ class Receipts:
         self._channel = channel
         self._unsettled: OrderedDict[int, None] = OrderedDict()
         self.delivered = 0
+        # Set while nothing is at work.
+        self.settled = asyncio.Event()
+        self.settled.set()
 
     def __len__(self) -> int:
         """Count what is not settled yet."""
@@ -84,6 +90,7 @@ class Receipts:
         """Note a delivery."""
         self._unsettled[tag] = None
         self.delivered += 1
+        self.settled.clear()
 
     def acknowledge(self, tags: Sequence[int]) -> bytes:
         """Take deliveries off the list; return the frames that acknowledge them."""
@@ -97,6 +104,8 @@ class Receipts:
         # "All up to this one" says nothing of those before it that were settled otherwise, by earlier frames.
         for tag in tags:
             del self._unsettled[tag]
+        if not self._unsettled:
+            self.settled.set()
         at_work = next(iter(self._unsettled), None)
         done = [tag for tag in tags if at_work is None or tag < at_work]
         frames = [encode(self._channel, max(done), multiple=True)] if done else []

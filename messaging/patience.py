@@ -15,5 +15,5 @@ class Patience:
     """For the confirm of a publish; None: as long as for a connection that is silent (`BrokerSettings`)."""
     close: float = 5.0
     """For the broker's word that a connection is closed."""
-    supply: float = 3.0
-    """Between two looks at whether a queue that has messages brings them."""
+    idle: float = 4.0
+    """A subscription that has brought nothing between two looks, so many seconds apart, is begun anew."""

@@ -14,6 +14,7 @@ A frame (AMQP 0-9-1, section 4.2.3), and the frames of a message, one after the 
 
 import asyncio
 import struct
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -42,10 +43,19 @@ _CONFIRM = struct.Struct(">QB")  # delivery tag, bits; the same in a delivery: t
 _SIZE = struct.Struct(">Q")
 
 
-class Receiver(Protocol):
-    """Who takes what the broker sends by the one channel of a connection; called in the order of arrival."""
+@dataclass(slots=True)
+class _Content:
+    """A return, or a delivery's tag and whether it was redelivered; what has arrived of its body, and what is left."""
 
-    def on_delivery(self, tag: int, body: bytes, *, redelivered: bool) -> None:
+    method: Basic.Return | tuple[int, int]
+    pieces: list[bytes] = field(default_factory=list)
+    left: int = 0
+
+
+class Receiver(Protocol):
+    """Who takes what the broker sends by the channels of a connection; called in the order of arrival."""
+
+    def on_delivery(self, channel: int, tag: int, body: bytes, *, redelivered: bool) -> None:
         """Take a message."""
 
     def on_return(self, message_id: str, reason: str) -> None:
@@ -63,11 +73,8 @@ class Reader(asyncio.StreamReader):
         self.receiver: Receiver | None = None
         # The beginning of a frame whose rest has not arrived.
         self._rest = b""
-        # The delivery (tag, redelivered) or return whose header and body frames come next.
-        self._content: Basic.Return | tuple[int, int] | None = None
-        # What has arrived of its body, and how many bytes are left to come.
-        self._pieces: list[bytes] = []
-        self._left = 0
+        # By channel, the delivery or return whose header and body frames come next.
+        self._contents: dict[int, _Content] = {}
         # With what words the broker closed a channel, by its number; 0 is the connection.
         self._said: dict[int, str] = {}
         # Whether the broker, short of memory or disk, has said that it takes no publishes.
@@ -88,7 +95,7 @@ class Reader(asyncio.StreamReader):
                 end = len(data) - 1
             if len(data) <= end:
                 break
-            if data[end] == END and self._intercept(kind, data, start, end):
+            if data[end] == END and self._intercept(kind, channel, data, start, end):
                 taken = True
             else:
                 if kind == METHOD and size >= _METHOD.size and data[end] == END:
@@ -101,44 +108,44 @@ class Reader(asyncio.StreamReader):
         if passed:
             super().feed_data(b"".join(passed))
 
-    def _intercept(self, kind: int, data: bytes, start: int, end: int) -> bool:
+    def _intercept(self, kind: int, channel: int, data: bytes, start: int, end: int) -> bool:
         """Take a frame's payload, from `start` to `end`, unless it is aiormq's."""
         receiver = self.receiver
         if receiver is None:
             return False
         if kind == METHOD:
-            return self._intercept_method(receiver, data, start, end)
-        if self._content is None or kind not in (HEADER, BODY):
+            return self._intercept_method(receiver, channel, data, start, end)
+        content = self._contents.get(channel)
+        if content is None or kind not in (HEADER, BODY):
             return False
         if kind == HEADER:
-            (self._left,) = _SIZE.unpack_from(data, start + 4)
-            if isinstance(self._content, Basic.Return):
+            (content.left,) = _SIZE.unpack_from(data, start + 4)
+            if isinstance(content.method, Basic.Return):
                 _, _, header = pamqp.frame.unmarshal(data[start - _START.size : end + 1])
                 assert isinstance(header, ContentHeader)  # noqa: S101 - the frame's type says so.
-                receiver.on_return(header.properties.message_id or "", self._content.reply_text)
+                receiver.on_return(header.properties.message_id or "", content.method.reply_text)
         else:
-            self._left -= end - start
-            self._pieces.append(data[start:end])
-        if self._left == 0:
-            content, pieces = self._content, self._pieces
-            self._content, self._pieces = None, []
-            if not isinstance(content, Basic.Return):
-                tag, redelivered = content
-                receiver.on_delivery(tag, b"".join(pieces), redelivered=bool(redelivered))
+            content.left -= end - start
+            content.pieces.append(data[start:end])
+        if content.left == 0:
+            del self._contents[channel]
+            if not isinstance(content.method, Basic.Return):
+                tag, redelivered = content.method
+                receiver.on_delivery(channel, tag, b"".join(content.pieces), redelivered=bool(redelivered))
         return True
 
-    def _intercept_method(self, receiver: Receiver, data: bytes, start: int, end: int) -> bool:
+    def _intercept_method(self, receiver: Receiver, channel: int, data: bytes, start: int, end: int) -> bool:
         (method,) = _METHOD.unpack_from(data, start)
         if method == DELIVER:
             # The consumer's tag comes first, a byte for its length before it.
-            self._content = _CONFIRM.unpack_from(data, start + 5 + data[start + 4])
+            self._contents[channel] = _Content(_CONFIRM.unpack_from(data, start + 5 + data[start + 4]))
         elif method in (ACK, NACK):
             tag, bits = _CONFIRM.unpack_from(data, start + 4)
             receiver.on_confirm(tag, multiple=bool(bits & 1), accepted=method == ACK)
         elif method == RETURN:
             _, _, returned = pamqp.frame.unmarshal(data[start - _START.size : end + 1])
             assert isinstance(returned, Basic.Return)  # noqa: S101 - class and method say so.
-            self._content = returned
+            self._contents[channel] = _Content(returned)
         else:
             return False
         return True

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from configurator.jobs import Job
-from messaging.deliveries import Delivery
+from messaging.deliveries import Delivery, Receipts
 from messaging.messages import ConfigureTask
 from runtime.clock import now
 
@@ -35,17 +35,22 @@ class Nobody:
     def __init__(self) -> None:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    def acknowledge(self, tags: Sequence[int]) -> None:
+    def acknowledge(self, receipts: Receipts, tags: Sequence[int]) -> None:
         """Do nothing."""
 
-    def give_back(self, tags: Sequence[int]) -> None:
+    def give_back(self, receipts: Receipts, tags: Sequence[int]) -> None:
         """Do nothing."""
 
     async def dead_letter(self, queue: str, delivery: Delivery, reason: str) -> None:
         """Do nothing."""
 
 
+def make_delivery() -> Delivery:
+    """Make a delivery that nobody waits for."""
+    return Delivery(Nobody(), Receipts(1), 1, False, b"")
+
+
 def make_job(equipment_id: str = "ROUTER1", *, waited: float = 0, **changed: Any) -> Job:
     """Make a job whose lease was asked for `waited` seconds ago."""
     task = make_task(equipment_id, **changed)
-    return Job(task, Delivery(Nobody(), 1, False, b""), asked_at=now() - waited)
+    return Job(task, make_delivery(), asked_at=now() - waited)

@@ -11,8 +11,7 @@ from structlog.testing import capture_logs
 from configurator import leases as client
 from configurator.jobs import Job
 from configurator.leases import BATCH, Leases
-from messaging.deliveries import Delivery
-from tests.configurator.calls import Nobody, make_task
+from tests.configurator.calls import make_delivery, make_task
 from tests.conftest import eventually
 from tests.fake_results import FakeResults, Reaction, decide, grant_and_reset, held, reset, say
 
@@ -38,7 +37,7 @@ async def asking(
 
 
 def make_job() -> Job:
-    return Job(make_task(), Delivery(Nobody(), 1, False, b""))
+    return Job(make_task(), make_delivery())
 
 
 async def until_said(leases: Leases, job: Job) -> bool:

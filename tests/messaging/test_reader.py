@@ -1,6 +1,7 @@
 """What the broker sends, in whatever pieces it arrives: messages and confirms are taken, aiormq gets the rest."""
 
 import asyncio
+import itertools
 from typing import Any
 
 import pamqp.frame
@@ -25,8 +26,8 @@ class Seen:
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
 
-    def on_delivery(self, tag: int, body: bytes, *, redelivered: bool) -> None:
-        self.events.append(("delivery", tag, body, redelivered))
+    def on_delivery(self, channel: int, tag: int, body: bytes, *, redelivered: bool) -> None:
+        self.events.append(("delivery", channel, tag, body, redelivered))
 
     def on_return(self, message_id: str, reason: str) -> None:
         self.events.append(("return", message_id, reason))
@@ -35,8 +36,8 @@ class Seen:
         self.events.append(("confirm", tag, multiple, accepted))
 
 
-def marshal(*frames: Any) -> bytes:
-    return b"".join(pamqp.frame.marshal(frame, 1) for frame in frames)
+def marshal(*frames: Any, channel: int = 1) -> bytes:
+    return b"".join(pamqp.frame.marshal(frame, channel) for frame in frames)
 
 
 def content(method: Any, pieces: list[bytes], message_id: str | None = None) -> bytes:
@@ -51,7 +52,7 @@ def deliveries(draw: st.DrawFn) -> tuple[bytes, Any]:
     method = Basic.Deliver(
         consumer_tag=draw(short), delivery_tag=tag, redelivered=again, exchange="e", routing_key=draw(short)
     )
-    return content(method, pieces), ("delivery", tag, b"".join(pieces), again)
+    return content(method, pieces), ("delivery", 1, tag, b"".join(pieces), again)
 
 
 @st.composite
@@ -103,6 +104,19 @@ def test_nothing_is_lost_and_nothing_is_told_twice(said: list[tuple[bytes, Any]]
     assert passed.replace(beat, b"") == b"".join(frames for frames, event in said if not event).replace(beat, b"")
     if events:
         assert beat in passed, "aiormq would take the connection for dead"
+
+
+async def test_messages_of_two_channels_may_come_frame_by_frame() -> None:
+    reader, seen = Reader(), Seen()
+    reader.receiver = seen
+    deliver = Basic.Deliver(consumer_tag="c", delivery_tag=1, exchange="", routing_key="q")
+    messages = [
+        [marshal(frame, channel=channel) for frame in (deliver, ContentHeader(body_size=2), *pieces)]
+        for channel, pieces in ((1, [ContentBody(b"ab")]), (2, [ContentBody(b"c"), ContentBody(b"d")]))
+    ]
+    for one, two in itertools.zip_longest(*messages, fillvalue=b""):
+        reader.feed_data(one + two)
+    assert seen.events == [("delivery", 1, 1, b"ab", False), ("delivery", 2, 1, b"cd", False)]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 1000])

@@ -418,64 +418,116 @@ async def test_ready_messages_counts_what_no_reader_has_taken(
     assert await channel.ready_messages(broker.configured_queue) == 0
 
 
-async def test_a_subscription_that_brings_nothing_though_there_is_something_loses_the_channel(
+def _bringer(channel: Channel) -> int:
+    """Tell by which AMQP channel messages come."""
+    assert channel._consumer._amqp
+    return channel._consumer._amqp.number
+
+
+async def test_what_a_subscription_does_not_bring_is_brought_by_the_next_one(
     session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As RabbitMQ 3.10 makes it of one whose queue was deleted and declared again at once."""
-    session._patience = Patience(supply=0.1)
+    """RabbitMQ 3.10 may drop what it hands to a subscription whose queue was deleted and declared again at once."""
+    session._patience = Patience(idle=0.1)
     channel = await _next(session)
-
-    await channel.consume(broker.configured_queue, 2, lambda _: None)
-    monkeypatch.setattr(channel, "on_delivery", lambda *_, **__: None)
-    await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(5)])
-    assert await _lost(channel) == "the queue has messages and brings none"
-    again = await _consume(await _next(session), broker)
-    await eventually(lambda: len(again) == 5)
-
-
-async def test_a_subscription_whose_reader_is_busy_or_whose_queue_is_empty_is_left_alone(
-    session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session._patience = Patience(supply=0.01)
-    channel = await _next(session)
-    looks: list[bool] = []
-    is_filled = channel._consumer._is_filled
-
-    async def watched(queue: str) -> bool:
-        looks.append(await is_filled(queue))
-        return looks[-1]
-
-    monkeypatch.setattr(channel._consumer, "_is_filled", watched)
     deliveries: list[Delivery] = []
     await channel.consume(broker.configured_queue, 2, deliveries.append)
-    await eventually(lambda: len(looks) > 5)
+    dead, on_delivery = channel._consumer.receipts[_bringer(channel)], channel.on_delivery
+    dropped: list[int] = []
+
+    def drop(number: int, tag: int, body: bytes, *, redelivered: bool) -> None:
+        if channel._consumer.receipts.get(number) is dead:
+            dropped.append(tag)
+        else:
+            on_delivery(number, tag, body, redelivered=redelivered)
+
+    monkeypatch.setattr(channel, "on_delivery", drop)
     await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(5)])
-    await eventually(lambda: len(deliveries) == 2)
-    for _ in range(20):
-        await asyncio.sleep(0.02)
-    assert not channel.lost.done(), "as many as it may have"
-    acknowledge(deliveries[:2])
-    await eventually(lambda: len(deliveries) == 4)
+    for count in (2, 4, 5):
+        await eventually(lambda count=count: len(deliveries) == count)
+        acknowledge(deliveries[-2:] if count < 5 else deliveries[4:])
+    assert dropped
+    assert sorted(delivery.body for delivery in deliveries) == [b"0", b"1", b"2", b"3", b"4"]
     assert not channel.lost.done()
 
 
-async def test_a_subscription_ends_in_the_middle_of_a_look_at_its_queue(
-    session: Session, broker: BrokerSettings, monkeypatch: pytest.MonkeyPatch
+async def test_a_subscription_whose_reader_has_all_that_it_may_have_is_left_alone(
+    session: Session, broker: BrokerSettings
 ) -> None:
-    """It must not cost the channel, and so all calls that run."""
-    session._patience = Patience(supply=0)
+    session._patience = Patience(idle=0.01)
     channel = await _next(session)
-    is_filled, looking = channel._consumer._is_filled, asyncio.Event()
+    deliveries: list[Delivery] = []
+    await channel.consume(broker.configured_queue, 2, deliveries.append)
+    await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(4)])
+    await eventually(lambda: len(deliveries) == 2)
+    async with channel._consumer._changing:  # A renewal may have begun before they came.
+        amqp = channel._consumer._amqp
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    assert channel._consumer._amqp is amqp
+    acknowledge(deliveries)
+    await eventually(lambda: len(deliveries) == 4)
 
-    async def watched(queue: str) -> bool:
-        looking.set()
-        return await is_filled(queue)
 
-    monkeypatch.setattr(channel._consumer, "_is_filled", watched)
-    for _ in range(10):
+async def test_renewals_lose_no_message_and_use_no_more_than_a_few_channels(
+    session: Session, broker: BrokerSettings
+) -> None:
+    session._patience = Patience(idle=0.01)
+    channel = await _next(session)
+    deliveries: list[Delivery] = []
+    await channel.consume(broker.configured_queue, PREFETCH, deliveries.append)
+    numbers, begun = set(), set()
+    for number in range(100):
+        numbers.add(_bringer(channel)) if channel._consumer._amqp else None
+        begun.add(channel._consumer._amqp)
+        await _publish(channel, broker, str(number).encode())
+        await eventually(lambda number=number: len(deliveries) > number)
+        if number >= 3:  # Some are always at work.
+            acknowledge([deliveries[number - 3]])
+        await asyncio.sleep(0.02)
+    assert [int(delivery.body) for delivery in deliveries] == [*range(100)]
+    assert len(begun) > 10
+    assert max(numbers) < 20
+    acknowledge(deliveries[-3:])
+    await eventually(lambda: len(channel._connection.channels) <= 3)
+    assert not channel.lost.done()
+
+
+async def test_what_is_at_work_when_a_subscription_is_renewed_is_acknowledged_where_it_came_from(
+    session: Session, broker: BrokerSettings
+) -> None:
+    session._patience = Patience(idle=0.1)
+    channel = await _next(session)
+    deliveries: list[Delivery] = []
+    await channel.consume(broker.configured_queue, PREFETCH, deliveries.append)
+    await channel.publish(broker.configured_key, [_letter(b"1"), _letter(b"2")])
+    await eventually(lambda: len(deliveries) == 2)
+    first = deliveries[0].receipts
+    await eventually(lambda: channel._consumer._amqp and channel._consumer.receipts[_bringer(channel)] is not first)
+    await _publish(channel, broker, b"3")
+    await eventually(lambda: len(deliveries) == 3)
+    acknowledge([deliveries[2], deliveries[0]])
+    give_back([deliveries[1]])
+    await eventually(lambda: len(deliveries) == 4)
+    acknowledge([deliveries[3]])
+    assert [delivery.body for delivery in deliveries] == [b"1", b"2", b"3", b"2"]
+    await eventually(lambda: first not in channel._consumer.receipts.values())
+    await channel.close()
+    assert await channel.lost == "closed by us"
+    again = await _consume(await _next(session), broker)
+    await _publish(await session.channel(), broker, b"last")
+    await eventually(lambda: again)
+    assert again[0].body == b"last"
+
+
+async def test_a_subscription_ends_in_the_middle_of_a_renewal(session: Session, broker: BrokerSettings) -> None:
+    """It must not cost the channel, and so all calls that run."""
+    session._patience = Patience(idle=0)
+    channel = await _next(session)
+    for turn in range(20):
         consumer = await channel.consume(broker.configured_queue, PREFETCH, lambda _: None)
-        looking.clear()
-        await looking.wait()
+        for _ in range(turn):
+            await asyncio.sleep(0)
         await channel.cancel(consumer)
     assert not channel.lost.done()
     assert await _publish(channel, broker) is Publication.CONFIRMED
@@ -496,8 +548,9 @@ async def test_whatever_aiormq_raises_costs_the_channel_and_nothing_else(
     async def fail(*_: object, **__: object) -> None:
         raise error
 
-    for rpc in ("basic_consume", "basic_cancel", "queue_declare"):
-        monkeypatch.setattr(channel._amqp, rpc, fail)
+    monkeypatch.setattr(channel._connection, "channel", fail)
+    monkeypatch.setattr(channel._consumer._amqp, "basic_cancel", fail)
+    monkeypatch.setattr(channel._amqp, "queue_declare", fail)
     match what:
         case "consume":
             await channel.consume(broker.configured_queue, PREFETCH, lambda _: None)
