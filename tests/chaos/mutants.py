@@ -53,7 +53,14 @@ class Mutant:
 
 
 CALM = Scenario("calm", "poison", ("--seconds", "8"))
+# Several times: the process must die while a batch waits for the database.
+STORAGE = Scenario("storage fails, results die", ",".join(["kill database + kill results"] * 5), ("--once",))
 COPIES = Scenario("copied outcomes", "a talks garbage + duplicate outcomes", ("--seconds", "8"))
+LATE_COPIES = Scenario(
+    "copied outcomes of calls that hang",
+    "a hangs + duplicate outcomes,a hangs + duplicate outcomes",
+    ("--seconds", "9"),
+)
 UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ("--once", "--seconds", "3"))
 DOUBLED_WORK = Scenario("copied work", "duplicate work", ("--seconds", "10"))
 AWAY = Scenario("a is away", "a refuses,a refuses", ("--seconds", "5"))
@@ -69,6 +76,7 @@ ASKED_TOGETHER = Scenario(
     "copied work, asked for together", "duplicate work + delay configurator-results", ("--seconds", "8")
 )
 FORGED_WORK = Scenario("forged work", "forged work", ("--seconds", "8"))
+FORGED_OUTCOMES = Scenario("forged outcomes", "forged outcomes", ("--seconds", "8"))
 OVERDUE = Scenario(
     "more work than slots, short deadlines", "poison", ("--seconds", "15", "--concurrency", "2", "--deadline", "3")
 )
@@ -87,11 +95,32 @@ FORGET = """    import random
 
 MUTANTS = (
     Mutant(
+        "acknowledge before commit",
+        "service_b/results/recorder.py",
+        [
+            (
+                "        while ends and not channel.lost.done():\n",
+                "        acknowledge(batch)\n        while ends and not channel.lost.done():\n",
+            ),
+            ("        acknowledge(delivery for delivery in batch if delivery.tag not in unsettled)\n", ""),
+            ("            acknowledge([delivery])\n", ""),
+        ],
+        STORAGE,
+        frozenset({"repeated"}),
+    ),
+    Mutant(
         "an error is not moved, only removed",
         "service_b/tasks/endings.py",
         [("    FROM gone\n", "    FROM gone WHERE code = 200\n")],
         COPIES,
         frozenset({"lost"}),
+    ),
+    Mutant(
+        "no attempt guard",
+        "service_b/tasks/outcomes.py",
+        [("mine.attempt = change.attempt AND mine.lease IS NOT DISTINCT FROM change.lease", "true")],
+        LATE_COPIES,
+        frozenset({"overlapping", "called after the end", "repeated"}),
     ),
     Mutant(
         "a lease for any attempt",
@@ -129,13 +158,6 @@ MUTANTS = (
         frozenset({"without a lease"}),
     ),
     Mutant(
-        "a claim keeps the last lease",
-        "service_b/tasks/claims.py",
-        [("attempt = attempt + 1, lease = NULL,", "attempt = attempt + 1,")],
-        DROPPED,
-        frozenset({"lost"}),
-    ),
-    Mutant(
         "a call without a lease",
         "configurator/consumers.py",
         [
@@ -169,6 +191,20 @@ MUTANTS = (
         frozenset({"without a lease"}),
     ),
     Mutant(
+        "an outcome under any lease",
+        "service_b/tasks/outcomes.py",
+        [(" AND mine.lease IS NOT DISTINCT FROM change.lease", "")],
+        FORGED_OUTCOMES,
+        frozenset({"unfounded"}),
+    ),
+    Mutant(
+        "a claim keeps the last lease",
+        "service_b/tasks/claims.py",
+        [("attempt = attempt + 1, lease = NULL,", "attempt = attempt + 1,")],
+        DROPPED,
+        frozenset({"lost"}),
+    ),
+    Mutant(
         "a call is lost before its time",
         "service_b/tasks/leases.py",
         [("MARGIN_SECONDS = 10\n", "MARGIN_SECONDS = -3\n")],
@@ -188,6 +224,13 @@ MUTANTS = (
         [("OFFSET 0 FOR UPDATE SKIP LOCKED", "OFFSET 0 FOR UPDATE")],
         LOCKED,
         frozenset({"held up"}),
+    ),
+    Mutant(
+        "a claim believes a clock that has jumped",
+        "service_b/relay.py",
+        [("latest = expected and expected + timedelta(seconds=JUMP_SECONDS)", "latest = None")],
+        CLOCKS,
+        frozenset({"overlapping"}),
     ),
     Mutant(
         "an outcome believes a clock that has jumped",
