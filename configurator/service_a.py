@@ -91,7 +91,8 @@ class ServiceA:
         self._silence.note(kind)
         # After an unknown end A may work on until the limit; after all others it has let go of the device.
         hold = max(0.0, job.seconds_left) if kind is OutcomeKind.UNKNOWN else 0.0
-        return job.end(kind, reason, hold_seconds=hold, retry_after_seconds=retry_after)
+        # Only what is handed back says 0: an A that wants no pause gets the usual one.
+        return job.end(kind, reason, hold_seconds=hold, retry_after_seconds=retry_after or None)
 
     async def _call(self, job: Job) -> tuple[OutcomeKind, str, float | None]:
         task = job.task

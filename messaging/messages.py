@@ -89,7 +89,7 @@ class ConfigureTask(Message):
 
 
 class OutcomeKind(StrEnum):
-    """What came of an attempt, as the configurator saw it."""
+    """What came of an attempt."""
 
     SUCCESS = "success"
     NOT_FOUND = "not_found"
@@ -101,10 +101,6 @@ class OutcomeKind(StrEnum):
     """The call began, and no answer of A's came back."""
     LOST = "lost"
     """No outcome came in time: the process that made the call is gone, or was cut off."""
-    INTERRUPTED = "interrupted"
-    """A process that had taken the task is gone; it may have begun the call."""
-    NOT_STARTED = "not_started"
-    """Handed back by a process that stops or pauses."""
 
 
 class Outcome(Message):
@@ -112,7 +108,7 @@ class Outcome(Message):
 
     `lease`: what the call was begun under; one without a lease was never allowed to begin.
     `hold_seconds`: the device must not be configured again before this has passed.
-    `retry_after_seconds`: what service A asked for in its `Retry-After`.
+    `retry_after_seconds`: what service A asked for in its `Retry-After`; 0: handed back without a call.
     """
 
     kind: OutcomeKind

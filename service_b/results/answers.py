@@ -27,7 +27,7 @@ class Answers:
         self._silent = 0
 
     def add(self, outcome: Outcome) -> None:
-        """Take an end into account. A call that was lost says nothing, nor does one that was never made."""
+        """Take an end into account. A call that was lost says nothing, nor does one that was handed back."""
         if outcome.kind in CODES:
             self._answered, self._silent = True, 0
         elif outcome.kind in (OutcomeKind.UNKNOWN, OutcomeKind.UNAVAILABLE) and outcome.retry_after_seconds != 0:

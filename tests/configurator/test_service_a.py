@@ -133,7 +133,8 @@ async def test_a_gets_the_task_as_its_client_wrote_it_and_knows_the_attempt(serv
 
 RETRY_AFTER = {
     "seconds": ("7", 7.0),
-    "in the past": ("Mon, 01 Jan 2001 00:00:00 GMT", 0.0),
+    "in the past": ("Mon, 01 Jan 2001 00:00:00 GMT", None),
+    "at once": ("0", None),
     "garbage": ("soon", None),
     "negative": ("-7", None),
 }

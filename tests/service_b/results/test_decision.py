@@ -19,8 +19,6 @@ CODES = {
     OutcomeKind.UNAVAILABLE: None,
     OutcomeKind.UNKNOWN: None,
     OutcomeKind.LOST: None,
-    OutcomeKind.INTERRUPTED: None,
-    OutcomeKind.NOT_STARTED: None,
 }
 SETTINGS = Settings(retry_base_seconds=1, retry_max_seconds=300)
 

@@ -246,7 +246,7 @@ async def test_late_repeated_and_unheard_of_outcomes_change_nothing(
 
 
 async def test_a_final_answer_counts_though_its_task_is_due_again(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
-    """A process died, its call's outcome was reported as interrupted, and the answer came after all."""
+    """What it was given up for came after all."""
     [first, second] = await accept(pool, A, A)
     [dispatch] = await claim(pool, 1)
     await apply(pool, give_back(dispatch, hold_seconds=60))
