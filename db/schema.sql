@@ -376,7 +376,7 @@ CREATE INDEX task_chances ON public.task USING btree (due_at) WHERE (chances = 0
 -- Name: task_deadline; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX task_deadline ON public.task USING btree (deadline_at) WHERE ((active AND (due_at IS NULL)) IS FALSE);
+CREATE INDEX task_deadline ON public.task USING btree (deadline_at) WHERE (begun_at IS NULL);
 
 
 --

@@ -16,6 +16,7 @@ from service_b.api import routes
 from service_b.api.middleware import observe_and_answer
 from service_b.database import create_pool
 from service_b.maintenance.backlog import BacklogMeter
+from service_b.maintenance.losses import Losses
 from service_b.maintenance.partitions import Partitions
 from service_b.maintenance.reconciler import ROUND_SECONDS, Reconciler
 from service_b.relay import POLL_SECONDS, Relay
@@ -41,6 +42,7 @@ SETTINGS = web.AppKey("SETTINGS", Settings)
 PERIODS = web.AppKey("PERIODS", Periods)
 POOL = web.AppKey("POOL", asyncpg.Pool)
 WAKE = web.AppKey("WAKE", asyncio.Event)
+INTERNAL = web.AppKey("INTERNAL", Clock)
 
 
 def create_app(settings: Settings, periods: Periods = Periods()) -> web.Application:
@@ -50,6 +52,7 @@ def create_app(settings: Settings, periods: Periods = Periods()) -> web.Applicat
     app[PERIODS] = periods
     app[routes.APP_NAME] = settings.app_name
     app[WAKE] = asyncio.Event()
+    app[INTERNAL] = Clock()
     app.cleanup_ctx.extend([_storage, _background])
     routes.add_routes(app.router)
 
@@ -65,7 +68,7 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
     """Open the table and what stands in front of it; the last batches are flushed before the pool closes."""
     async with create_pool(app[SETTINGS]) as pool:
         app[POOL] = pool
-        submission = app[routes.SUBMISSION] = Submission(pool, app[SETTINGS], app[WAKE])
+        submission = app[routes.SUBMISSION] = Submission(pool, app[SETTINGS], app[WAKE], app[INTERNAL])
         statuses = app[routes.STATUSES] = Statuses(partial(lookups.look_up, pool))
         yield
         await submission.close()
@@ -86,9 +89,10 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
     """Run the relay and what wakes it, the reconciler, the backlog's gauges, and the care of the partitions."""
     settings, periods = app[SETTINGS], app[PERIODS]
     async with Session(settings, settings.app_name) as session:
-        internal = Clock()
+        internal = app[INTERNAL]
         relay = Relay(session, app[POOL], settings, app[WAKE], internal, poll_seconds=periods.poll)
-        reconciler = Reconciler(session, app[POOL], settings, internal, round_seconds=periods.round)
+        reconciler = Reconciler(app[POOL], internal, round_seconds=periods.round)
+        losses = Losses(session, app[POOL], settings, internal, lambda: reconciler.leading, round_seconds=periods.round)
         backlog = BacklogMeter(app[POOL], lambda: reconciler.leading)
         partitions = Partitions(app[POOL], settings.retention_days, lambda: reconciler.leading)
         REGISTRY.register(backlog)
@@ -96,6 +100,7 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
             "relay": relay,
             "wakeup": Endless(partial(listen, settings, app[WAKE])),
             "reconciler": Endless(reconciler.run),
+            "losses": Endless(losses.run),
             "backlog": Endless(backlog.run),
             "partitions": Endless(partitions.run),
         }

@@ -12,14 +12,16 @@ from service_b import metrics
 from service_b.settings import Settings
 from service_b.storage import Storage
 from service_b.tasks import inserts
+from service_b.tasks.clock import Clock
 from service_b.tasks.inserts import NewTask
 
 
 class Submission:
     """Stores tasks by the batch, and wakes this process's relay for each batch."""
 
-    def __init__(self, pool: asyncpg.Pool, settings: Settings, wake: asyncio.Event) -> None:
+    def __init__(self, pool: asyncpg.Pool, settings: Settings, wake: asyncio.Event, internal: Clock) -> None:
         self._pool = pool
+        self._internal = internal
         self._settings = settings
         self._wake = wake
         self._inserts: Storage[NewTask, None] = Storage("insert", self._insert, _size)
@@ -45,6 +47,7 @@ class Submission:
             grace_seconds=self._settings.service_a_grace_seconds,
             deadline_seconds=self._settings.task_deadline_seconds,
             keep_parameters=self._settings.keep_parameters,
+            now=self._internal.now(),
         )
         metrics.ACCEPTED.inc(len(batch))
         self._wake.set()

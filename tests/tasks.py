@@ -16,7 +16,7 @@ from service_b.tasks.claims import Dispatch
 from service_b.tasks.endings import MOVE
 from service_b.tasks.inserts import NewTask
 from service_b.tasks.outcomes import Change
-from service_b.tasks.states import DISPATCHED, DUE, RUNNING, WAITING
+from service_b.tasks.states import DISPATCHED, DUE, NOW, RUNNING, WAITING
 
 A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 
@@ -44,10 +44,11 @@ async def accept(
     timeout_seconds: int = 1,
     grace_seconds: float = 0,
     deadline_seconds: float = 3600,
+    now: datetime | None = None,
 ) -> list[UUID]:
     """Store one task for each device, in one batch; return their ids."""
     new = [new_task(equipment_id, timeout_seconds=timeout_seconds) for equipment_id in equipment_ids]
-    await inserts.insert(pool, new, grace_seconds=grace_seconds, deadline_seconds=deadline_seconds)
+    await inserts.insert(pool, new, grace_seconds=grace_seconds, deadline_seconds=deadline_seconds, now=now)
     return [task.id for task in new]
 
 
@@ -131,16 +132,22 @@ async def one_of_each(pool: Queries) -> dict[str, Dispatch]:
     }
 
 
+async def internal_time(pool: Queries) -> datetime:
+    """Internal time, as a process that has just looked takes it to be."""
+    now: datetime = await pool.fetchval(f"SELECT {NOW}")
+    return now
+
+
 async def expire(pool: Queries, limit: int) -> list[UUID]:
     """End tasks past their deadline."""
     async with connected(pool) as connection:
-        return await expiry.expire(connection, limit)
+        return await expiry.expire(connection, await internal_time(connection), limit)
 
 
 async def end_used_up(pool: Queries, limit: int) -> list[UUID]:
     """End tasks that have had their attempts."""
     async with connected(pool) as connection:
-        return await expiry.end_used_up(connection, limit)
+        return await expiry.end_used_up(connection, await internal_time(connection), limit)
 
 
 async def promote_stranded(pool: Queries, after: str, limit: int) -> tuple[str, int]:

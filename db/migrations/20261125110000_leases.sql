@@ -32,6 +32,9 @@ ALTER TABLE task
 -- Attempts that nobody has begun, and calls without an outcome.
 DROP INDEX task_dispatched;
 CREATE INDEX task_dispatched ON task (dispatched_at) WHERE (active AND due_at IS NULL AND begun_at IS NULL) IS NOT FALSE;
+-- What may end at its deadline.
+DROP INDEX task_deadline;
+CREATE INDEX task_deadline ON task (deadline_at) WHERE begun_at IS NULL;
 CREATE INDEX task_overdue ON task (overdue_at) WHERE begun_at IS NOT NULL;
 -- Tasks whose last chance is gone, if service A has answered somebody.
 CREATE INDEX task_chances ON task (due_at) WHERE chances = 0;
@@ -55,7 +58,7 @@ DROP TABLE service_a;
 -- What is not decided counts, as it did before; a task without chances ends as soon as its device is free.
 UPDATE task SET unknowns = unknowns + 1, deadline_at = CASE WHEN chances = 0 THEN least(deadline_at, due_at) ELSE deadline_at END
 WHERE chances IS NOT NULL;
-DROP INDEX task_dispatched, task_overdue, task_chances;
+DROP INDEX task_dispatched, task_overdue, task_chances, task_deadline;
 ALTER TABLE task
     DROP CONSTRAINT task_begun,
     DROP CONSTRAINT task_begun_is_overdue_once,
@@ -69,3 +72,4 @@ ALTER TABLE task
     DROP COLUMN chances,
     DROP COLUMN losts;
 CREATE INDEX task_dispatched ON task (dispatched_at) WHERE (active AND due_at IS NULL) IS NOT FALSE;
+CREATE INDEX task_deadline ON task (deadline_at) WHERE (active AND due_at IS NULL) IS FALSE;

@@ -69,10 +69,14 @@ class BacklogMeter(Collector):
         if age > STALE_PERIODS * self._pause:
             return
         unfinished = GaugeMetricFamily("tasks_unfinished", "Unfinished tasks, by state", labels=["state"])
-        for state in ("waiting", "due", "dispatched"):
+        for state in ("waiting", "due", "dispatched", "running"):
             unfinished.add_metric([state], getattr(backlog, state))
         yield unfinished
-        # The clock of the database may have been set back since the oldest was stored.
-        oldest = max(0.0, backlog.oldest_seconds)
-        yield GaugeMetricFamily("tasks_oldest_unfinished_seconds", "Age of the oldest unfinished task", value=oldest)
+        for name, seconds, text in (
+            ("unfinished", backlog.oldest_seconds, "Age of the oldest unfinished task"),
+            ("dispatched", backlog.dispatched_seconds, "How long ago the oldest message was written that nobody began"),
+            ("running", backlog.running_seconds, "How long ago the oldest call began that has no outcome"),
+        ):
+            # The clock of the database may have been set back since then.
+            yield GaugeMetricFamily(f"tasks_oldest_{name}_seconds", text, value=max(0.0, seconds or 0.0))
         yield GaugeMetricFamily("tasks_backlog_age_seconds", "How long ago the backlog was measured", value=age)

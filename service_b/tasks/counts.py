@@ -3,25 +3,31 @@
 from dataclasses import dataclass
 
 from service_b.database import Queries
-from service_b.tasks.states import DISPATCHED, DUE, WAITING
+from service_b.tasks.states import DISPATCHED, DUE, NOW, RUNNING, WAITING
 
 COUNT = f"""
-SELECT waiting.count, due.count, dispatched.count, coalesce(extract(epoch FROM
-    now() - least(waiting.oldest, due.oldest, dispatched.oldest)), 0)::double precision
+SELECT waiting.count, due.count, dispatched.count, running.count,
+    extract(epoch FROM now() - least(waiting.oldest, due.oldest, dispatched.oldest, running.oldest))::float8,
+    extract(epoch FROM {NOW} - dispatched.since)::float8, extract(epoch FROM {NOW} - running.since)::float8
 FROM (SELECT count(*), min(created_at) AS oldest FROM task WHERE {WAITING}) waiting,
      (SELECT count(*), min(created_at) AS oldest FROM task WHERE {DUE}) due,
-     (SELECT count(*), min(created_at) AS oldest FROM task WHERE {DISPATCHED}) dispatched
+     (SELECT count(*), min(created_at) AS oldest, min(dispatched_at) AS since FROM task WHERE {DISPATCHED}) dispatched,
+     (SELECT count(*), min(created_at) AS oldest, min(begun_at) AS since FROM task WHERE {RUNNING}) running
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How many unfinished tasks there are in each state, and the age of the oldest in seconds."""
+    """How many unfinished tasks there are in each state, and in seconds: the age of the oldest, and how long ago the
+    oldest of those that are dispatched was, and the oldest call that is running began. None where there is none."""
 
     waiting: int
     due: int
     dispatched: int
-    oldest_seconds: float
+    running: int
+    oldest_seconds: float | None
+    dispatched_seconds: float | None
+    running_seconds: float | None
 
 
 async def count(connection: Queries) -> Backlog:

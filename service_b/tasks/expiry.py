@@ -1,6 +1,7 @@
 """Ending tasks that are not tried any more: their deadline has passed, or their attempts are used up."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 from asyncpg import Record
@@ -8,39 +9,43 @@ from asyncpg import Record
 from service_b.database import Connection
 from service_b.tasks import promotion
 from service_b.tasks.endings import MOVE
-from service_b.tasks.states import AT_HOME, NOW, USED_UP
+from service_b.tasks.states import NOT_BEGUN, USED_UP
 
 EXPIRE = f"""
 WITH ending AS MATERIALIZED (
     SELECT id, 500 AS code, coalesce(reason, 'deadline passed') AS reason FROM task
-    WHERE {AT_HOME} AND deadline_at <= {NOW} AND (due_at IS NULL OR due_at <= {NOW})
-    ORDER BY deadline_at LIMIT $1 FOR UPDATE SKIP LOCKED
+    WHERE {NOT_BEGUN} AND deadline_at <= $1 AND (due_at IS NULL OR due_at <= $1)
+    ORDER BY deadline_at LIMIT $2 FOR UPDATE SKIP LOCKED
 ), {MOVE}
 SELECT id, equipment_id FROM ended
 """
 
 END_USED_UP = f"""
 WITH ending AS MATERIALIZED (
-    SELECT id, 500 AS code, reason FROM task WHERE {USED_UP} AND due_at <= {NOW}
-    ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+    SELECT id, 500 AS code, reason FROM task WHERE {USED_UP} AND due_at <= $1
+    ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
 ), {MOVE}
 SELECT id, equipment_id FROM ended
 """
 
 
-async def expire(connection: Connection, limit: int) -> list[UUID]:
-    """End tasks whose deadline has passed and whose device service A is surely not working on for them."""
+async def expire(connection: Connection, now: datetime, limit: int) -> list[UUID]:
+    """End tasks whose deadline has passed and whose device service A is surely not working on for them.
+
+    One that is dispatched ends, too: its message begins nothing any more. `now` is what the asking process takes for
+    internal time: should the database's clock jump, nothing ends too soon.
+    """
     async with connection.transaction():
-        rows = await connection.fetch(EXPIRE, limit)
+        rows = await connection.fetch(EXPIRE, now, limit)
         await _promote(connection, rows)
     await _promote(connection, rows)
     return [row["id"] for row in rows]
 
 
-async def end_used_up(connection: Connection, limit: int) -> list[UUID]:
+async def end_used_up(connection: Connection, now: datetime, limit: int) -> list[UUID]:
     """End tasks that have had their attempts, as soon as their device is free."""
     async with connection.transaction():
-        rows = await connection.fetch(END_USED_UP, limit)
+        rows = await connection.fetch(END_USED_UP, now, limit)
         await _promote(connection, rows)
     await _promote(connection, rows)
     return [row["id"] for row in rows]

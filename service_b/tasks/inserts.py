@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from service_b.database import Queries
 from service_b.tasks import promotion
 from service_b.tasks.states import NOW, WAITING
+
+# Should the database's clock jump just then, it moves neither the task's deadline nor its turn.
+ACCEPTED = f"coalesce($8::timestamptz, {NOW})"
+DUE_AT_ONCE = f"least({NOW}, $8::timestamptz + interval '1 s')"
 
 INSERT = f"""
 WITH new AS MATERIALIZED (
@@ -18,7 +22,7 @@ WITH new AS MATERIALIZED (
     INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
                       active, due_at)
     SELECT DISTINCT ON (equipment_id COLLATE "C") id, equipment_id, timeout_seconds, parameters::json,
-           timeout_seconds + $5, {NOW} + $6::interval, $7, true, {NOW}
+           timeout_seconds + $5, {ACCEPTED} + $6::interval, $7, true, {DUE_AT_ONCE}
     FROM new
     -- Scalar, so that each is looked up by its key, whatever the statistics say.
     WHERE (SELECT true FROM task WHERE task.equipment_id = new.equipment_id AND active LIMIT 1) IS NULL
@@ -32,7 +36,7 @@ WITH new AS MATERIALIZED (
 INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
                   active)
 SELECT id, equipment_id, timeout_seconds, parameters::json,
-       timeout_seconds + $5, {NOW} + $6::interval, $7, false
+       timeout_seconds + $5, {ACCEPTED} + $6::interval, $7, false
 FROM new WHERE id NOT IN (SELECT id FROM first) ORDER BY position
 RETURNING equipment_id
 """
@@ -55,10 +59,12 @@ async def insert(
     grace_seconds: float,
     deadline_seconds: float,
     keep_parameters: str = "failed",
+    now: datetime | None = None,
 ) -> None:
     """Store new tasks: the first of each device becomes due, unless one is active already; the others wait.
 
-    `keep_parameters` (failed, all, none) says whose are kept when they end.
+    `keep_parameters` (failed, all, none) says whose are kept when they end; `now` is what the asking process takes for
+    internal time.
 
     Waits for no row that somebody else holds. So the active task may end, and find nothing waiting, while one that
     has to wait for it is being stored: who commits last sees the other, and promotes (see `promotion.promote`).
@@ -72,5 +78,6 @@ async def insert(
         grace_seconds,
         timedelta(seconds=deadline_seconds),
         keep_parameters,
+        now,
     )
     await promotion.promote(connection, [row["equipment_id"] for row in waiting])

@@ -1,80 +1,77 @@
-"""What the reconciler asks about attempts that have no outcome yet."""
+"""What nobody has answered for: dispatches that nobody begins, and calls that do not end.
+
+Judged by what the asking process takes for internal time: should the database's clock jump, nothing seems late.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import asyncpg
+
 from service_b.database import Queries
-from service_b.tasks import states
+from service_b.tasks import deployment
+from service_b.tasks.leases import MARGIN_SECONDS
 from service_b.tasks.states import DISPATCHED, RUNNING
 
-NOW = "SELECT clock_timestamp()"
-
-NEWEST_DISPATCHED = f"""
-SELECT id, attempt, dispatched_at, time_limit_seconds FROM task
-WHERE {DISPATCHED} ORDER BY dispatched_at DESC LIMIT 1
+REPEAT_DISPATCHES = f"""
+WITH silent AS MATERIALIZED (
+    SELECT id FROM task WHERE {DISPATCHED} AND dispatched_at < $1::timestamptz - interval '10 s'
+    ORDER BY dispatched_at LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+UPDATE task SET due_at = $1 WHERE id = ANY(ARRAY(SELECT id FROM silent))
+RETURNING id, attempt
 """
 
-LATEST_ANSWERED = """
-SELECT max(ended.dispatched_at)
-FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[]) AS ended (id, attempt, dispatched_at)
-CROSS JOIN LATERAL (SELECT attempt, code FROM finished WHERE finished.id = ended.id OFFSET 0) AS task
-WHERE task.attempt = ended.attempt AND task.code IN (200, 404)
+TAKE_LOST = f"""
+WITH lost AS MATERIALIZED (
+    SELECT id, overdue_at > begun_at + make_interval(secs => time_limit_seconds + {MARGIN_SECONDS + 1}) AS told
+    FROM task WHERE {RUNNING} AND overdue_at <= $1
+    ORDER BY overdue_at LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+UPDATE task SET overdue_at = $1::timestamptz + interval '30 s' FROM lost
+WHERE task.id = lost.id AND task.id = ANY(ARRAY(SELECT id FROM lost))
+RETURNING task.id, attempt, lease, told
 """
 
-WITHOUT_OUTCOME = f"""
-SELECT id, attempt, dispatched_at, time_limit_seconds FROM task
-WHERE {DISPATCHED} AND dispatched_at < $1
-  AND dispatched_at + make_interval(secs => time_limit_seconds + $2) < now()
-ORDER BY dispatched_at LIMIT $3
-"""
-
-CALLS_WITHOUT_OUTCOME = f"""
-SELECT id, attempt, dispatched_at, time_limit_seconds FROM task
-WHERE {RUNNING} AND overdue_at < {states.NOW} ORDER BY overdue_at LIMIT $1
+PUT_BACK = f"""
+WITH mine AS MATERIALIZED (
+    SELECT mine.id FROM unnest($1::uuid[]) AS untold (id) CROSS JOIN LATERAL (
+        SELECT id, {RUNNING} AS running FROM task WHERE task.id = untold.id OFFSET 0 FOR UPDATE SKIP LOCKED
+    ) AS mine WHERE running
+)
+UPDATE task SET overdue_at = begun_at + make_interval(secs => time_limit_seconds + {MARGIN_SECONDS})
+WHERE id = ANY(ARRAY(SELECT id FROM mine))
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """A dispatched attempt without an outcome yet."""
+class Call:
+    """A call that was given up for lost. `told`: a report of it may wait somewhere."""
 
     id: UUID
-    number: int
-    dispatched_at: datetime
-    time_limit_seconds: float
+    attempt: int
+    lease: UUID
+    told: bool
 
 
-async def now(connection: Queries) -> datetime:
-    """Tell the database's time, the one clock of the table."""
-    time: datetime = await connection.fetchval(NOW)
-    return time
+async def repeat_dispatches(connection: Queries, now: datetime, limit: int) -> list[asyncpg.Record]:
+    """Make tasks due again whose message nobody has begun for 10 s; return which attempts (id, attempt) these were.
+
+    A message that merely waits may begin the task all the same, until it is claimed again.
+    """
+    rows = await connection.fetch(REPEAT_DISPATCHES, now, limit)
+    if rows:
+        await deployment.announce(connection)
+    return rows
 
 
-async def newest_dispatched(connection: Queries) -> Attempt | None:
-    """Tell which attempt was dispatched last, of those without an outcome."""
-    row = await connection.fetchrow(NEWEST_DISPATCHED)
-    return Attempt(*row) if row else None
+async def take_lost(connection: Queries, now: datetime, limit: int) -> Sequence[Call]:
+    """List calls without an outcome in time, which are listed again only after 30 s."""
+    return [Call(*row) for row in await connection.fetch(TAKE_LOST, now, limit)]
 
 
-async def latest_answered(connection: Queries, attempts: Sequence[Attempt]) -> datetime | None:
-    """Tell when the latest of these attempts was dispatched that has ended with an answer of service A's."""
-    dispatched_at: datetime | None = await connection.fetchval(
-        LATEST_ANSWERED,
-        [attempt.id for attempt in attempts],
-        [attempt.number for attempt in attempts],
-        [attempt.dispatched_at for attempt in attempts],
-    )
-    return dispatched_at
-
-
-async def without_outcome(connection: Queries, before: datetime, lateness_seconds: float, limit: int) -> list[Attempt]:
-    """List attempts dispatched before a moment, and longer ago than their call may take; the oldest first."""
-    rows = await connection.fetch(WITHOUT_OUTCOME, before, lateness_seconds, limit)
-    return [Attempt(*row) for row in rows]
-
-
-async def calls_without_outcome(connection: Queries, limit: int) -> list[Attempt]:
-    """List calls that have begun and whose limit has passed; the oldest first."""
-    return [Attempt(*row) for row in await connection.fetch(CALLS_WITHOUT_OUTCOME, limit)]
+async def put_back(connection: Queries, calls: Sequence[Call]) -> None:
+    """List these calls again at once: their reports have reached nobody for certain."""
+    await connection.execute(PUT_BACK, [call.id for call in calls])

@@ -31,8 +31,6 @@ COUNTS = "chances IS NOT NULL AND answers_before < (SELECT answers FROM service_
 USED_UP = "chances = 0 AND answers_before < (SELECT answers FROM service_a)"
 """That was the last one."""
 
-AT_HOME = "(active AND due_at IS NULL) IS FALSE"
-"""Waiting or due: service A has nothing to do with it, unless `due_at` lies in the future and holds the device.
-
-So written, PostgreSQL does not see that whatever waits is at home, and does not look for it in this one's index, too.
-"""
+NOT_BEGUN = "begun_at IS NULL"
+"""Waiting, due or dispatched: service A has nothing to do with it, unless `due_at` lies in the future and holds the
+device."""

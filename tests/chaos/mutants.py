@@ -289,7 +289,7 @@ MUTANTS = (
     Mutant(
         "reconciler off",
         "service_b/maintenance/reconciler.py",
-        [("            await self._report_overdue(current, self._watermark)\n", "            pass\n")],
+        [("await overdue.repeat_dispatches(connection, now, BATCH)", "[]")],
         PURGED,
         frozenset({"lost"}),
     ),
@@ -308,9 +308,9 @@ MUTANTS = (
         frozenset({"order"}),
     ),
     Mutant(
-        "dispatched tasks expire",
+        "running tasks expire",
         "service_b/tasks/states.py",
-        [('AT_HOME = "(active AND due_at IS NULL) IS FALSE"', 'AT_HOME = "true"')],
+        [('NOT_BEGUN = "begun_at IS NULL"', 'NOT_BEGUN = "true"')],
         HASTY,
         frozenset({"overlapping"}),
     ),

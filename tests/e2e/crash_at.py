@@ -47,8 +47,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "relay: claimed, not published": lambda: after(claims, "claim", lambda _, claimed: claimed),
     # The broker confirms what it has safe; to die as its confirm arrives is to die before having seen it.
     "relay: published, not confirmed": lambda: before(Channel, "on_confirm"),
-    # The reconciler's probes, which are not mandatory, are none of the relay's.
-    "relay: confirmed": lambda: after(Channel, "publish", lambda keywords, _: keywords.get("mandatory", True)),
+    "relay: confirmed": lambda: after(Channel, "publish", lambda *_: True),
     "configurator: delivered, not asked": lambda: before(Leases, "ask"),
     "configurator: granted, not called": lambda: before(ServiceA, "configure"),
     "configurator: answered, not published": lambda: before(Channel, "publish"),

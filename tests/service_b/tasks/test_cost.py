@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -9,7 +10,6 @@ import pytest
 
 from service_b.database import DatabaseSettings, create_pool
 from service_b.tasks import claims, lookups, overdue, promotion
-from service_b.tasks.overdue import Attempt
 from tests.tasks import (
     A,
     accept,
@@ -17,6 +17,7 @@ from tests.tasks import (
     claim,
     expire,
     finish,
+    internal_time,
     promote_stranded,
     rows_read,
 )
@@ -37,9 +38,8 @@ async def ask_everything(pool: asyncpg.Pool) -> None:
     await expire(pool, 1)
     await promotion.promote(pool, [A])
     await promote_stranded(pool, "", 1)
-    await overdue.newest_dispatched(pool)
-    await overdue.without_outcome(pool, await overdue.now(pool), 60, 1)
-    await overdue.latest_answered(pool, [])
+    await overdue.repeat_dispatches(pool, await internal_time(pool), 1)
+    await overdue.take_lost(pool, await internal_time(pool), 1)
     await lookups.look_up(pool, [])
     await accept(pool, A)
 
@@ -81,18 +81,10 @@ async def test_no_statement_of_the_busy_path_reads_the_backlog(
     for round_ in range(8):  # From the sixth on PostgreSQL may choose a generic plan.
         dispatches, costs["claim"][round_:] = await _listed(cost(claim(pool, batch)))
         assert len(dispatches) == batch
-        _, costs["newest_dispatched"][round_:] = await _listed(cost(overdue.newest_dispatched(pool)))
-        _, costs["without_outcome"][round_:] = await _listed(
-            cost(overdue.without_outcome(pool, await overdue.now(pool), 60, batch))
-        )
         attempts = [(dispatch.id, dispatch.attempt) for dispatch in dispatches]
-        _, costs["answered"][round_:] = await _listed(
-            cost(
-                overdue.latest_answered(
-                    pool, [Attempt(id_, attempt, await overdue.now(pool), 1) for id_, attempt in attempts]
-                )
-            )
-        )
+        late = await internal_time(pool) + timedelta(minutes=1)
+        _, costs["repeat_dispatches"][round_:] = await _listed(cost(overdue.repeat_dispatches(pool, late, 3)))
+        _, costs["take_lost"][round_:] = await _listed(cost(overdue.take_lost(pool, late, batch)))
         _, costs["make_due_again"][round_:] = await _listed(cost(claims.make_due_again(pool, attempts[:3])))
         # In the first round DEVICE1 is among them, with ten thousand tasks behind it.
         _, costs["apply"][round_:] = await _listed(cost(apply(pool, *(finish(dispatch) for dispatch in dispatches))))

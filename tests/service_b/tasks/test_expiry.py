@@ -1,11 +1,12 @@
 """Ending tasks at their deadline, on a real PostgreSQL."""
 
 import asyncio
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 
 from service_b.tasks import claims
+from service_b.tasks.leases import Answer, grant
 from tests.tasks import (
     A,
     B,
@@ -26,25 +27,26 @@ from tests.tasks import (
 async def test_tasks_past_their_deadline_end_unless_service_a_may_be_at_work(
     pool: asyncpg.Pool, sql: asyncpg.Connection
 ) -> None:
-    ids = await accept(pool, A, A, B, C, "DEVICE0D", deadline_seconds=60)
+    ids = await accept(pool, A, A, B, C, "DEVICE0D", "DEVICE0E", deadline_seconds=60)
+    running, waiting, held, due, taken_back, dispatched = ids
     claimed = {dispatch.id: dispatch for dispatch in await claims.claim(pool, 9)}
-    await begin(pool, *(claimed[id_] for id_ in (ids[0], ids[2], ids[3])))
-    await apply(pool, give_back(claimed[ids[2]], hold_seconds=300), give_back(claimed[ids[3]]))
+    await begin(pool, claimed[running], claimed[held], claimed[due])
+    await apply(pool, give_back(claimed[held], hold_seconds=300), give_back(claimed[due]))
     [young] = await accept(pool, C, deadline_seconds=3600)
-    await claims.make_due_again(pool, [(ids[4], 1)])
+    await claims.make_due_again(pool, [(taken_back, 1)])
     assert await expire(pool, 10) == []
     await let_time_pass(sql, 100)
-    # Dispatched, waiting, held, due, taken back; and the one behind the fourth.
-    assert set(await expire(pool, 10)) == {ids[1], ids[3], ids[4]}
-    assert await states(sql, [*ids, young]) == ["running", "error", "due", "error", "error", "due"]
-    reasons = [(await row(sql, id_))["reason"] for id_ in (ids[1], ids[3], ids[4])]
-    assert reasons == ["deadline passed", "given back", "deadline passed"]
-    assert (await row(sql, ids[1]))["code"] == 500
+    assert set(await expire(pool, 10)) == {waiting, due, taken_back, dispatched}
+    assert await states(sql, [*ids, young]) == ["running", "error", "due", "error", "error", "error", "due"]
+    reasons = [(await row(sql, id_))["reason"] for id_ in (waiting, due, taken_back, dispatched)]
+    assert reasons == ["deadline passed", "given back", "deadline passed", "deadline passed"]
+    assert (await row(sql, waiting))["code"] == 500
+    assert await grant(pool, [(dispatched, 1, uuid4())]) == [Answer.ENDED], "its message begins nothing"
     assert await expire(pool, 10) == []
-    assert list(await claimed_by_id(pool)) == [young]
+    assert list(await claimed_by_id(pool)) == [young], "the one behind is next"
     await let_time_pass(sql, 201)
-    assert await expire(pool, 10) == [ids[2]]
-    assert set(await apply(pool, finish(claimed[ids[0]]))) == {(ids[0], 1)}, "an answer past the deadline counts"
+    assert await expire(pool, 10) == [held]
+    assert set(await apply(pool, finish(claimed[running]))) == {(running, 1)}, "an answer past the deadline counts"
 
 
 async def test_expiry_takes_the_oldest_first_and_no_more_than_asked(

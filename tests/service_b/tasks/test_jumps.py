@@ -6,10 +6,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from service_b.tasks import claims, clock, mending, outcomes, promotion
+from service_b.tasks import claims, clock, expiry, mending, outcomes, overdue
 from service_b.tasks.clock import Clock, Jump
 from service_b.tasks.leases import Answer, grant
-from tests.tasks import A, B, accept, apply, begin, claim, claimed_by_id, finish, give_back, row, step_clock
+from tests.tasks import A, B, accept, apply, begin, claim, claimed_by_id, finish, give_back, row, states, step_clock
 
 HOUR = 3600.0
 
@@ -91,13 +91,32 @@ async def test_no_call_begins_after_the_deadline_because_the_clock_was_set_back(
     assert await grant(pool, [(id_, 1, uuid4())], internal.at_least()) == [Answer.EXPIRED]
 
 
-async def test_a_waiting_task_is_not_left_behind(pool: asyncpg.Pool, sql: asyncpg.Connection, internal: Clock) -> None:
-    await step_clock(sql, HOUR)
-    ids = await accept(pool, A)
-    await promotion.promote(pool, [A])
+@pytest.mark.parametrize("by", [HOUR, -HOUR])
+async def test_a_task_that_is_stored_just_then_keeps_its_turn_and_its_deadline(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, internal: Clock, by: float
+) -> None:
+    await step_clock(sql, by)
+    [id_] = await accept(pool, A, deadline_seconds=600, now=internal.now())
     await correct(internal, sql)
-    assert (await row(sql, ids[0]))["due_in"] < 60
-    assert await claimed_by_id(pool)
+    found = await row(sql, id_)
+    assert found["due_in"] < 60
+    assert 500 < found["deadline_in"] <= 600
+
+
+async def test_nothing_expires_because_the_clock_jumps(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, internal: Clock
+) -> None:
+    ids = await accept(pool, A, B, deadline_seconds=600)
+    [dispatch] = await claims.claim(pool, 1)
+    await begin(pool, dispatch)
+    await step_clock(sql, HOUR)
+    now = internal.now()
+    assert now
+    async with pool.acquire() as connection:
+        assert await expiry.expire(connection, now, 9) == []
+    assert await overdue.repeat_dispatches(pool, now, 9) == []
+    assert await overdue.take_lost(pool, now, 9) == []
+    assert await states(sql, ids) == ["running", "due"]
 
 
 async def test_no_device_is_let_go_too_soon_while_the_clock_is_behind(

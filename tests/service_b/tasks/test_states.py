@@ -1,16 +1,27 @@
 """The theory of operation: which transition there is from which state, on a real PostgreSQL."""
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from service_b.tasks import claims, leases
+from service_b.tasks import claims, leases, overdue
 from service_b.tasks.claims import Dispatch
-from service_b.tasks.states import AT_HOME, DISPATCHED, DUE, RUNNING, WAITING
-from tests.tasks import apply, expire, finish, give_back, let_time_pass, one_of_each, promote_stranded, states
+from service_b.tasks.states import DISPATCHED, DUE, NOT_BEGUN, RUNNING, WAITING
+from tests.tasks import (
+    apply,
+    expire,
+    finish,
+    give_back,
+    internal_time,
+    let_time_pass,
+    one_of_each,
+    promote_stranded,
+    states,
+)
 
 STATES = ["waiting", "due", "dispatched", "running", "success", "error"]
 
@@ -23,7 +34,7 @@ async def test_each_condition_holds_for_the_states_that_it_names(pool: asyncpg.P
         DUE: {"due"},
         DISPATCHED: {"dispatched"},
         RUNNING: {"running"},
-        AT_HOME: {"waiting", "due"},
+        NOT_BEGUN: {"waiting", "due", "dispatched"},
         "active": {"due", "dispatched", "running"},
     }.items():
         assert {named[row["id"]] for row in await sql.fetch(f"SELECT id FROM task WHERE {condition}")} == expected
@@ -59,6 +70,14 @@ async def meet_the_deadline(pool: asyncpg.Pool, _: Dispatch) -> object:
     return await expire(pool, 9)
 
 
+async def wait_for_its_call(pool: asyncpg.Pool, _: Dispatch) -> object:
+    return await overdue.repeat_dispatches(pool, await internal_time(pool) + timedelta(hours=1), 9)
+
+
+async def take_lost(pool: asyncpg.Pool, _: Dispatch) -> object:
+    return await overdue.take_lost(pool, await internal_time(pool) + timedelta(hours=1), 9)
+
+
 async def look_for_stranded(pool: asyncpg.Pool, _: Dispatch) -> object:
     return await promote_stranded(pool, "", 9)
 
@@ -70,7 +89,9 @@ TRANSITIONS: dict[Callable[[asyncpg.Pool, Dispatch], Awaitable[Any]], dict[str, 
     end: {"running": "success", "due": "success"},
     end_an_earlier_attempt: {},
     try_again: {"running": "due"},
-    meet_the_deadline: {"waiting": "error", "due": "error"},
+    meet_the_deadline: {"waiting": "error", "due": "error", "dispatched": "error"},
+    wait_for_its_call: {"dispatched": "due"},
+    take_lost: {},
     look_for_stranded: {},
 }
 
