@@ -4,15 +4,15 @@ import asyncpg
 
 from service_b.database import STORAGE_ERRORS, Queries, describe
 
-PROBE = "SELECT keep_parameters FROM task WHERE false"
-"""The newest column: before the migrations have been, nothing would work."""
+PROBE = "SELECT FROM task, task_begun WHERE false"
+"""Names something of the newest migration: before that nothing works."""
 
 
 async def unready(connection: Queries) -> str | None:
     """Say what is missing; None while the task table can be read."""
     try:
         await connection.execute(PROBE)
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
+    except asyncpg.UndefinedTableError:
         return "database: not migrated"
     except STORAGE_ERRORS as error:
         return f"database: {describe(error)}"

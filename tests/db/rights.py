@@ -13,10 +13,6 @@ TABLES = """
     WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
       AND relname <> 'schema_migrations'
 """
-SEQUENCES = """
-    SELECT string_agg(quote_ident(relname), ', ') FROM pg_class
-    WHERE relnamespace = 'public'::regnamespace AND relkind = 'S'
-"""
 FUNCTIONS = "finished_make_next, finished_drop_oldest, finished_delete_strays"
 
 
@@ -26,7 +22,6 @@ async def service_role(sql: asyncpg.Connection, url: str, *, may_call: bool = Tr
     role = f"service_{uuid4().hex}"
     await sql.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{role}'")
     await sql.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {await sql.fetchval(TABLES)} TO {role}")
-    await sql.execute(f"GRANT USAGE ON SEQUENCE {await sql.fetchval(SEQUENCES)} TO {role}")
     if may_call:
         await sql.execute(f"GRANT EXECUTE ON FUNCTION {FUNCTIONS} TO {role}")
     yield str(URL(url).with_user(role).with_password(role))

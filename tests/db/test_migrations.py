@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 from yarl import URL
 
+from service_b.tasks import readiness
 from tests.system.migrate import dbmate, migrate
 from tests.system.schema import SCHEMA_FILE, dump_schema
 from tests.system.spawning import ROOT
@@ -143,12 +144,16 @@ async def test_each_migration_goes_up_down_and_up_again(empty_url: str) -> None:
     await connection.close()
 
 
-def test_dbmate_rolls_back_the_newest_migration(empty_url: str) -> None:
+async def test_dbmate_rolls_back_the_newest_migration(empty_url: str) -> None:
     migrate(empty_url)
+    connection = await asyncpg.connect(empty_url)
     dbmate(empty_url, "down")
     assert "Pending: 1" in dbmate(empty_url, "status")
+    assert await readiness.unready(connection) == "database: not migrated"
     migrate(empty_url)
     assert "Pending: 0" in dbmate(empty_url, "status")
+    assert await readiness.unready(connection) is None
+    await connection.close()
 
 
 async def catalogue(connection: asyncpg.Connection) -> list[str]:

@@ -95,6 +95,15 @@ async def test_post_stores_the_task_and_answers_with_its_id_and_location(
     assert json.loads(row["parameters"]) == PARAMETERS
 
 
+async def test_post_stores_whose_parameters_are_kept(database: DatabaseSettings, sql: asyncpg.Connection) -> None:
+    settings = settings_for(database)
+    for whose in ("failed", "all", "none"):
+        async with serving(create_app(settings.model_copy(update={"keep_parameters": whose}))) as client:
+            assert (await client.post(f"{PATH}/ABC1234", json=BODY)).status == 200
+        assert await sql.fetchval("SELECT keep_parameters FROM task ORDER BY seq DESC LIMIT 1") == whose
+    assert settings.keep_parameters == "failed"
+
+
 @pytest.mark.parametrize(
     ("sent", "stored"),
     [
