@@ -19,7 +19,7 @@ EVERY_SECONDS = 0.05
 BEGIN = f"""
 WITH begun AS (
     UPDATE task SET begun_at = now(), lease = gen_random_uuid(), overdue_at = 'infinity'
-    WHERE {DISPATCHED} RETURNING 1
+    WHERE {DISPATCHED} RETURNING nextval('task_begun')
 )
 SELECT count(*) FROM begun
 """
