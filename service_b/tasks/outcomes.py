@@ -28,7 +28,7 @@ WITH change AS MATERIALIZED (
     SELECT change.id, reason, hold, unknown, lost, position,
         backoff * CASE WHEN lost THEN 2 ^ mine.losts ELSE 1 END AS backoff,
         CASE WHEN lost AND mine.losts + 1 >= {MAX_LOSTS} THEN 500 ELSE code END AS code,
-        mine.active AND mine.attempt = change.attempt AND mine.lease IS NOT DISTINCT FROM change.lease
+        mine.active AND mine.attempt = change.attempt AND mine.lease = change.lease
             AND (code IS NOT NULL OR mine.due_at IS NULL) AS counts
     FROM change CROSS JOIN LATERAL (
         SELECT attempt, lease, losts, due_at, active FROM task WHERE task.id = change.id OFFSET 0 FOR UPDATE SKIP LOCKED

@@ -62,7 +62,13 @@ LATE_COPIES = Scenario(
     ("--seconds", "9"),
 )
 UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ("--once", "--seconds", "3"))
+KILLED = Scenario("killed configurators", "kill configurator,kill configurator,kill configurator")
 DOUBLED_WORK = Scenario("copied work", "duplicate work", ("--seconds", "10"))
+CUT = Scenario(
+    "a slow relay cut, calls that hang",
+    ",".join(["a hangs + delay web-broker + cut web-broker"] * 5),
+    ("--seconds", "2"),
+)
 AWAY = Scenario("a is away", "a refuses,a refuses", ("--seconds", "5"))
 A_CUT_OFF = Scenario("a cut off", "cut configurator-a,cut configurator-a,cut configurator-a,cut configurator-a")
 PURGED = Scenario("purged queue", "purge to_configure,purge to_configure", ("--concurrency", "10"))
@@ -118,7 +124,7 @@ MUTANTS = (
     Mutant(
         "no attempt guard",
         "service_b/tasks/outcomes.py",
-        [("mine.attempt = change.attempt AND mine.lease IS NOT DISTINCT FROM change.lease", "true")],
+        [("mine.attempt = change.attempt AND mine.lease = change.lease", "true")],
         LATE_COPIES,
         frozenset({"overlapping", "called after the end", "repeated"}),
     ),
@@ -193,7 +199,7 @@ MUTANTS = (
     Mutant(
         "an outcome under any lease",
         "service_b/tasks/outcomes.py",
-        [(" AND mine.lease IS NOT DISTINCT FROM change.lease", "")],
+        [(" AND mine.lease = change.lease", "")],
         FORGED_OUTCOMES,
         frozenset({"unfounded"}),
     ),
@@ -210,6 +216,20 @@ MUTANTS = (
         [("MARGIN_SECONDS = 10\n", "MARGIN_SECONDS = -3\n")],
         HANGING,
         frozenset({"overlapping"}),
+    ),
+    Mutant(
+        "lost calls are not found",
+        "service_b/tasks/overdue.py",
+        [("    FROM task WHERE {RUNNING} AND overdue_at", "    FROM task WHERE false AND {RUNNING} AND overdue_at")],
+        KILLED,
+        frozenset({"lost"}),
+    ),
+    Mutant(
+        "lost dispatches are not found",
+        "service_b/tasks/overdue.py",
+        [("FROM task WHERE {DISPATCHED} AND", "FROM task WHERE false AND {DISPATCHED} AND")],
+        PURGED,
+        frozenset({"lost"}),
     ),
     Mutant(
         "outcomes wait for locked rows",
@@ -240,6 +260,13 @@ MUTANTS = (
         frozenset({"overlapping"}),
     ),
     Mutant(
+        "a deadline believes a clock that has jumped",
+        "service_b/submission.py",
+        [("now=self._internal.now(),", "now=None,")],
+        CLOCKS,
+        frozenset({"unfounded"}),
+    ),
+    Mutant(
         "a jump of the clock is not corrected",
         "service_b/maintenance/reconciler.py",
         [("if now and jump and self.leading and await", "if False and now and jump and self.leading and await")],
@@ -249,7 +276,7 @@ MUTANTS = (
     Mutant(
         "what a jump misdated is not mended",
         "service_b/maintenance/reconciler.py",
-        [("                await mending.mend(", "                mending.mend(")],
+        [("            await mending.mend(connection, now, jump.by)\n", "")],
         CLOCKS,
         frozenset({"lost"}),
     ),
