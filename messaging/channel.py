@@ -93,7 +93,6 @@ class Channel:
         letters: Sequence[Letter],
         *,
         exchange: str | None = None,
-        mandatory: bool = True,
         reason: str | None = None,
     ) -> list[Publication]:
         """Publish persistent messages; answer when the broker has them safe, has refused them, or cannot be asked.
@@ -104,7 +103,7 @@ class Channel:
             return [Publication.REFUSED] * len(letters)
         exchange = exchange or self._settings.exchange
         publications = await self._publisher.publish(
-            Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory),
+            Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True),
             Basic.Properties(
                 content_type="application/json", delivery_mode=2, headers={"x-reason": reason} if reason else None
             ),
@@ -112,7 +111,7 @@ class Channel:
         )
         if Publication.RETURNED in publications:
             await self.repair.run(exchange, routing_key)
-        elif mandatory and Publication.CONFIRMED in publications:
+        elif Publication.CONFIRMED in publications:
             self.repair.fault = None
         return publications
 
@@ -163,11 +162,6 @@ class Channel:
     def on_confirm(self, tag: int, *, multiple: bool, accepted: bool) -> None:
         """Hand on what the broker says of messages of ours."""
         self._publisher.on_confirm(tag, multiple=multiple, accepted=accepted)
-
-    async def accepts_publishes(self) -> bool:
-        """Tell whether the broker takes messages now; one short of memory or disk does not. Reaches no queue."""
-        probe = Letter(f"probe-{uuid4()}", b"")
-        return await self.publish("probe", [probe], mandatory=False) == [Publication.CONFIRMED]
 
     async def ready_messages(self, queue: str) -> int | None:
         """Count the messages of a queue that no reader has taken yet; None when the broker cannot tell just now.

@@ -106,12 +106,3 @@ class BrokerSettings(FrozenSettings):
     def silence_seconds(self) -> float:
         """How long a connection may be silent before aiormq closes it, and a confirm be late before we abort it."""
         return 3 * (self.heartbeat_seconds + 1)
-
-    @property
-    def lateness_seconds(self) -> float:
-        """How late a message may still reach its reader, or a publish the broker, after the other side gave it up.
-
-        A silent connection is given up after `silence_seconds` by us, by the broker after two heartbeats; and a channel
-        whose process stood still for a heartbeat is given up.
-        """
-        return self.heartbeat_seconds + self.silence_seconds

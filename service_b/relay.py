@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import asyncpg
 import structlog
@@ -21,7 +21,7 @@ from service_b.database import STORAGE_ERRORS
 from service_b.room import Room
 from service_b.tasks import claims, restraint
 from service_b.tasks.claims import Dispatch, Floor
-from service_b.tasks.clock import JUMP_SECONDS, Clock
+from service_b.tasks.clock import Clock
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -105,9 +105,7 @@ class Relay:
             return
         # Not all of a large room at once: others look and claim at the same time.
         if (limit := min(room, BATCH)) > 0:
-            expected = self._internal.now()
-            latest = expected and expected + timedelta(seconds=JUMP_SECONDS)
-            dispatches = await claims.claim(self._pool, limit, self._floor, latest=latest)
+            dispatches = await claims.claim(self._pool, limit, self._floor, latest=self._internal.at_most())
             self._more = len(dispatches) == limit
             if dispatches:
                 await self._dispatch(channel, dispatches)

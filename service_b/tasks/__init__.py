@@ -36,7 +36,9 @@ The transitions
 | dispatched, due | running | results, asked for a lease | `leases` | this very attempt, without a lease; row lock |
 | dispatched, running | due | results, on an outcome that is not final | `outcomes` | this very attempt, not due yet |
 | dispatched, running, due | success, error | results, on a final one | `outcomes` | this very attempt, not finished |
-| waiting, due | error | the reconciler | `expiry` | its deadline has passed, and service A is not at it |
+| dispatched | due | the reconciler | `overdue` | nobody has begun it for 10 s; still dispatched |
+| waiting, due, dispatched | error | the reconciler | `expiry` | its deadline has passed, and its device is free |
+| due | error | the reconciler | `expiry` | its attempts are used up, and its device is free |
 
 A final outcome counts though its task is due again: the attempt was given up for lost, and its answer came after all.
 Everything else that comes late, twice, or for nobody meets its guard and changes nothing.

@@ -15,7 +15,7 @@ WITH due AS MATERIALIZED (
       AND due_at <= least({NOW}, $3::timestamptz) AND deadline_at > {NOW} AND ({USED_UP}) IS NOT TRUE
     ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 )
-UPDATE task SET due_at = NULL, dispatched_at = {NOW}, attempt = attempt + 1, lease = NULL,
+UPDATE task SET due_at = NULL, dispatched_at = least({NOW}, $3), attempt = attempt + 1, lease = NULL,
     unknowns = unknowns + ({COUNTS})::integer, chances = NULL
 WHERE id = ANY(ARRAY(SELECT id FROM due))
 RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters,

@@ -283,7 +283,7 @@ MUTANTS = (
     Mutant(
         "no mandatory flag",
         "messaging/channel.py",
-        [("mandatory=mandatory)", "mandatory=False)")],
+        [("mandatory=True)", "mandatory=False)")],
         UNBOUND,
         frozenset({"repeated", "lost"}),
     ),

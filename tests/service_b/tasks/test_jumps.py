@@ -131,3 +131,15 @@ async def test_no_device_is_let_go_too_soon_while_the_clock_is_behind(
         )
     await correct(internal, sql)
     assert (await row(sql, id_))["due_in"] > 30
+
+
+async def test_a_message_that_is_lost_just_then_is_missed_in_time(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, internal: Clock
+) -> None:
+    [id_] = await accept(pool, A, deadline_seconds=86400)
+    await step_clock(sql, HOUR)
+    assert await claims.claim(pool, 1, latest=internal.at_most())
+    await correct(internal, sql)
+    now = internal.now()
+    assert now
+    assert [row["id"] for row in await overdue.repeat_dispatches(pool, now + timedelta(seconds=12), 9)] == [id_]
