@@ -28,6 +28,7 @@ CREATE TABLE chaos_change (
     marker text,
     is_end boolean NOT NULL
 );
+CREATE INDEX ON chaos_change (n) WHERE is_end;
 CREATE FUNCTION chaos_capture() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     ignored CONSTANT text[] := '{parameters,due_at,dispatched_at,overdue_at,unknowns,losts,chances,answers_before}';
@@ -82,8 +83,9 @@ async def last(connection: asyncpg.Connection) -> int:
 
 async def any_final_after(connection: asyncpg.Connection, number: int) -> bool:
     """Tell whether a task has ended since that change."""
-    found: bool = await connection.fetchval("SELECT EXISTS (SELECT FROM chaos_change WHERE n > $1 AND is_end)", number)
-    return found
+    # By the index, whatever the statistics say: it is asked often.
+    newest: int | None = await connection.fetchval("SELECT max(n) FROM chaos_change WHERE is_end")
+    return newest is not None and newest > number
 
 
 async def unfinished(connection: asyncpg.Connection) -> int:
