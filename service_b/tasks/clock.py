@@ -30,6 +30,8 @@ RETURNING true
 LOOK_SECONDS = 1.0
 JUMP_SECONDS = 1.0
 """Clocks that are disciplined or drift apart differ by less, from one look to the next."""
+ERROR_SECONDS = 0.2
+"""An estimate is better than this, as soon as one answer of many has come quickly."""
 PATIENCE_SECONDS = 30.0
 """After so long without a correction it is the estimate that is wrong: this machine stood still, and its clock too."""
 
@@ -62,11 +64,11 @@ class Clock:
 
     def at_least(self) -> datetime | None:
         """Tell what internal time is not less than, whatever the database says; None when nothing is known."""
-        return (now := self.now()) and now - timedelta(seconds=JUMP_SECONDS)
+        return (now := self.now()) and now - timedelta(seconds=ERROR_SECONDS)
 
     def at_most(self) -> datetime | None:
         """Tell what internal time is not more than, whatever the database says; None when nothing is known."""
-        return (now := self.now()) and now + timedelta(seconds=JUMP_SECONDS)
+        return (now := self.now()) and now + timedelta(seconds=ERROR_SECONDS)
 
     async def follow(self, pool: asyncpg.Pool, *, look_seconds: float = LOOK_SECONDS) -> None:
         """Look again and again, until cancelled."""

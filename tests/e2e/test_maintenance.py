@@ -2,8 +2,12 @@
 
 import asyncio
 
+import pytest
+
 from tests.conftest import eventually
-from tests.e2e.conftest import GRACE_SECONDS, Fleet, held, in_thread
+from tests.e2e.conftest import GRACE_SECONDS, Fleet, held, in_thread, serials
+from tests.fake_a import reset
+from tests.tasks import step_clock
 
 LIMIT = 1 + GRACE_SECONDS
 
@@ -37,3 +41,27 @@ async def test_the_deadline_ends_what_nobody_has_begun_though_it_is_dispatched(f
     path = await fleet.submit_one(web, "DEVICE04")
     assert await fleet.codes(web, [path]) == [200], "the old messages were in front of it"
     assert [call.equipment_id for call in fleet.fake_a.ledger] == ["DEVICE04"], "their tasks had ended"
+
+
+@pytest.mark.parametrize("by", [3600, -3600, 40, -40])
+async def test_a_step_of_the_clock_shortens_no_hold_delays_nothing_for_long_and_ends_nothing(
+    fleet: Fleet, by: float
+) -> None:
+    fleet.fake_a.script["BROKEN01"].append(reset())
+    fleet.fake_a.delay = 0.5
+    web, second, *_ = await fleet.start("service_b", "service_b", "service_b.results", "configurator")
+    held_paths = [await fleet.submit_one(web, "BROKEN01")]
+    await fleet.calls(1)
+
+    async def is_held() -> bool:
+        return bool(await fleet.sql.fetchval("SELECT count(*) FROM task WHERE chances IS NOT NULL"))
+
+    await eventually(is_held)
+    before = await fleet.submit(web, [*serials(50), *serials(50)])
+    await step_clock(fleet.sql, by)
+    after = await fleet.submit(second, serials(50, "LATER"))
+    paths = [*held_paths, *before, *after]
+    assert await fleet.codes(web, paths, 60) == [200] * len(paths)
+    first, again = fleet.fake_a.calls("BROKEN01")
+    # Less how far an estimate may be off, and the time from the lease to the call.
+    assert again.started - first.started >= LIMIT - 0.5

@@ -76,6 +76,17 @@ def test_a_drift_is_followed(world: World, drift: float) -> None:
     assert abs(world.error) < 0.1
 
 
+def test_whatever_the_database_says_internal_time_is_about_what_is_estimated(world: World) -> None:
+    world.go_on(10)
+    truth = datetime.fromtimestamp(world.seen, UTC)
+    world.seen += HOUR
+    least, most = world.clock.at_least(), world.clock.at_most()
+    assert least
+    assert most
+    assert least < truth < most
+    assert most - least < timedelta(seconds=1)
+
+
 @pytest.mark.parametrize("by", JUMPS)
 def test_a_jump_is_told_and_not_followed(world: World, by: float) -> None:
     world.seen += by
