@@ -30,9 +30,9 @@ async def test_tasks_of_every_state_are_found(pool: asyncpg.Pool) -> None:
 async def test_a_look_up_opens_the_partitions_of_its_days_alone(database: DatabaseSettings) -> None:
     """When it begins: the plan is of before the ids are known."""
     connection = await connect(database)
-    await connection.execute(f"PREPARE look_up AS {lookups.LOOK_UP}")
+    await connection.execute(f"PREPARE finished AS {lookups.FINISHED}")
     id_ = uuid7()
-    lines = await connection.fetch(f"EXPLAIN (COSTS OFF) EXECUTE look_up('{{{id_}}}', '{id_}', '{id_}')")
+    lines = await connection.fetch(f"EXPLAIN (COSTS OFF) EXECUTE finished('{{{id_}}}', '{id_}', '{id_}')")
     await connection.close()
     plan = [line[0] for line in lines]
     assert len([line for line in plan if " on finished_" in line]) == 1
