@@ -32,7 +32,7 @@ The transitions
 | - | waiting | web, on a POST | `inserts` | something is |
 | waiting | due | whoever freed the device, or stored the task | `promotion` | it is the oldest; nothing is active |
 | due | dispatched, attempt + 1 | the relay | `claims` | `due_at` has come, the deadline has not; row lock |
-| dispatched | due | the relay, for what the broker refused | `claims` | still this very attempt, still dispatched |
+| dispatched | due | the relay, for what was not confirmed | `claims` | still this very attempt, still dispatched |
 | dispatched, due | running | results, asked for a lease | `leases` | this very attempt, without a lease; row lock |
 | dispatched, running | due | results, on an outcome that is not final | `outcomes` | this very attempt, not due yet |
 | dispatched, running, due | success, error | results, on a final one | `outcomes` | this very attempt, not finished |
