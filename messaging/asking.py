@@ -1,10 +1,11 @@
 """Asking the broker by aiormq, whose answers may end in any exception."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeVar
 
-from aiormq.abc import AbstractChannel
+from messaging.reader import Reader
+from runtime.clock import now
 
 T = TypeVar("T")
 
@@ -28,17 +29,40 @@ def raise_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-async def ask(what: str, question: Coroutine[Any, Any, T], lose: Lose) -> T | None:
-    """Ask the broker. Without an answer the channel is lost, and the answer None.
+async def outlast(waits: Iterable[asyncio.Future[Any]], seconds: float, moved_at: Callable[[], float]) -> bool:
+    """Wait for the first of some, until nothing has moved for so many seconds; tell whether one is done."""
+    begun_at, waits = now(), list(waits)
+    while (left := max(begun_at, moved_at()) + seconds - now()) > 0:
+        done, _ = await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if done:
+            return True
+    return False
+
+
+class Asker:
+    """Asks the broker. Without an answer the channel is lost, and the answer None.
 
     aiormq ends what waits on a connection that breaks with many an exception: a bare one, and CancelledError.
+    `patience`: seconds in which nothing at all comes from the broker, before an answer is given up.
     """
-    try:
-        return await question
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - `lose` tells it, and the session logs it.
-        raise_if_cancelled()
-        lose(f"{what} failed", error)
-        return None
+
+    def __init__(self, reader: Reader, lose: Lose, patience: float) -> None:
+        self._reader = reader
+        self._lose = lose
+        self._patience = patience
+
+    async def ask(self, what: str, question: Coroutine[Any, Any, T]) -> T | None:
+        """Ask a question."""
+        asking = asyncio.ensure_future(question)
+        try:
+            if not await outlast([asking], self._patience, lambda: self._reader.moved_at):
+                raise TimeoutError
+            return asking.result()
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - `lose` tells it, and the session logs it.
+            asking.cancel()
+            raise_if_cancelled()
+            self._lose(f"{what} failed", error)
+            return None
 
 
 async def unless_lost(question: Coroutine[Any, Any, object], lost: asyncio.Future[str]) -> None:
@@ -49,9 +73,3 @@ async def unless_lost(question: Coroutine[Any, Any, object], lost: asyncio.Futur
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     finally:
         asking.cancel()
-
-
-async def count(amqp: AbstractChannel, queue: str, lose: Lose, timeout: float) -> tuple[int, int]:
-    """Count a queue's messages that no reader has taken yet, and its consumers; both 0 without an answer."""
-    answer = await ask("passive declare", amqp.queue_declare(queue, passive=True, timeout=timeout), lose)
-    return (answer.message_count or 0, answer.consumer_count or 0) if answer else (0, 0)

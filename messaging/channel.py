@@ -10,7 +10,7 @@ from aiormq.exceptions import AMQPError
 from pamqp.commands import Basic
 
 from messaging import metrics, topology
-from messaging.asking import count, describe, unless_lost
+from messaging.asking import Asker, describe, unless_lost
 from messaging.consuming import Consumer, Take
 from messaging.deliveries import Delivery, Receipts
 from messaging.frames import Letter
@@ -50,10 +50,9 @@ class Channel:
         self._publisher = Publisher(
             transport, amqp.number, amqp.max_content_size, self.lost, self.lose, patience=confirm
         )
-        self._consumer = Consumer(
-            connection, self.lost, self.lose, self.unblocked, transport.reader.said, patience=patience
-        )
-        self.repair = Repair(connection, settings, self.lose)
+        self._consumer = Consumer(connection, transport.reader, self.lost, self.lose, self.unblocked, patience=patience)
+        self._asker = Asker(transport.reader, self.lose, patience.answer)
+        self.repair = Repair(connection, settings, self._asker)
         self._standstill = Standstill(settings.heartbeat_seconds, self.lost, self.lose)
         transport.reader.receiver = self
         amqp.closing.add_done_callback(lambda _: self.lose("closed"))
@@ -169,5 +168,5 @@ class Channel:
         A quorum queue that does not answer within 250 ms is said to have no messages, and no consumers either
         (`rabbit_quorum_queue:stat`): a queue with neither is taken for one that did not answer.
         """
-        messages, consumers = await count(self._amqp, queue, self.lose, self._patience.answer)
-        return messages if messages or consumers else None
+        count = await self._asker.ask("passive declare", self._amqp.queue_declare(queue, passive=True))
+        return count.message_count if count and (count.message_count or count.consumer_count) else None

@@ -9,9 +9,10 @@ import aiormq
 import structlog
 from aiormq.abc import DeliveredMessage
 
-from messaging.asking import Lose, ask
+from messaging.asking import Asker, Lose
 from messaging.deliveries import Delivery, Receipts
 from messaging.patience import Patience
+from messaging.reader import Reader
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -32,24 +33,25 @@ class Consumer:
     Only the end of its AMQP channel brings such messages back to the queue, so each subscription has one of its own.
 
     `lost` is done when the connection can no longer be relied on; `lose` makes it so. `unblocked` waits while the
-    broker answers nothing, short of memory or disk. `said`: with what words it has closed an AMQP channel.
+    broker answers nothing, short of memory or disk.
     """
 
     def __init__(
         self,
         connection: aiormq.Connection,
+        reader: Reader,
         lost: asyncio.Future[str],
         lose: Lose,
         unblocked: Callable[[], Awaitable[None]],
-        said: Callable[[int], str | None],
         *,
         patience: Patience,
     ) -> None:
         self._connection = connection
+        self._reader = reader
+        self._asker = Asker(reader, lose, patience.answer)
         self._lost = lost
         self._lose = lose
         self._unblocked = unblocked
-        self._said = said
         self._patience = patience
         # Who is handed each delivery; nobody before the first subscription.
         self._take: Take | None = None
@@ -98,36 +100,36 @@ class Consumer:
             async with self._changing:
                 if self._lost.done() or tag not in amqp.consumers:
                     return
-                if receipts.delivered == delivered and len(receipts) < prefetch:
+                idle = receipts.delivered == delivered and not self._reader.is_amid
+                if idle and len(receipts) < prefetch:
                     await self._unsubscribe(tag)
                     await self._subscribe(queue, prefetch, tag)
 
     async def _subscribe(self, queue: str, prefetch: int, tag: str) -> None:
-        self._amqp = await ask("consume", self._open(queue, prefetch, tag), self._lose)
+        self._amqp = await self._asker.ask("consume", self._open(queue, prefetch, tag))
 
     async def _open(self, queue: str, prefetch: int, tag: str) -> aiormq.Channel:
         # aiormq's own choice of a number grows for ever.
         number = next(number for number in itertools.count(1) if number not in self._connection.channels)
-        timeout = self._patience.answer
-        amqp = await self._connection.channel(number, publisher_confirms=False, timeout=timeout)
+        amqp = await self._connection.channel(number, publisher_confirms=False)
         assert isinstance(amqp, aiormq.Channel)  # noqa: S101 - aiormq promises only its abstract class.
         amqp.closing.add_done_callback(lambda _: self._on_closed(number))
         # The broker cancels a consumer whose queue or node is gone, and leaves channel and connection open.
         amqp.on_consumer_cancel_callbacks.add(lambda _: self._lose("consumer cancelled by the broker"))
         self.receipts[number] = Receipts(number)
-        await amqp.basic_qos(prefetch_count=prefetch, timeout=timeout)
-        await amqp.basic_consume(queue, _never, consumer_tag=tag, timeout=timeout)
+        await amqp.basic_qos(prefetch_count=prefetch)
+        await amqp.basic_consume(queue, _never, consumer_tag=tag)
         return amqp
 
     def _on_closed(self, number: int) -> None:
         if number in self.receipts:
-            words = self._said(number)
+            words = self._reader.said(number)
             self._lose(f"closed: {words}" if words else "closed")
 
     async def _unsubscribe(self, tag: str) -> None:
         amqp, self._amqp = self._amqp, None
         if amqp:
-            await ask("cancel", amqp.basic_cancel(tag, timeout=self._patience.answer), self._lose)
+            await self._asker.ask("cancel", amqp.basic_cancel(tag))
             receipts = self.receipts[amqp.number]
             if len(receipts):
                 self._spawn(self._close(amqp, receipts))
@@ -138,7 +140,7 @@ class Consumer:
         await receipts.settled.wait()
         if not self._lost.done():
             del self.receipts[amqp.number]
-            await ask("close", amqp.close(timeout=self._patience.answer), self._lose)
+            await self._asker.ask("close", amqp.close())
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

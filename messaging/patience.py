@@ -10,9 +10,9 @@ class Patience:
     connect: float = 10.0
     """To connect, and to find or make the topology."""
     answer: float = 10.0
-    """For the broker's answer to a question (a subscription, a declaration, a count)."""
+    """For the broker's answer to a question (a subscription, a declaration, a count), while nothing comes of it."""
     confirm: float | None = None
-    """For the confirm of a publish; None: as long as for a connection that is silent (`BrokerSettings`)."""
+    """For the next confirm of what is published; None: as for a connection that is silent (`BrokerSettings`)."""
     close: float = 5.0
     """For the broker's word that a connection is closed."""
     idle: float = 4.0

@@ -10,9 +10,10 @@ import structlog
 from pamqp.commands import Basic
 
 from messaging import metrics
-from messaging.asking import Lose
+from messaging.asking import Lose, outlast
 from messaging.frames import Letter, encode_publishes
 from messaging.transport import Transport
+from runtime.clock import now
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -39,8 +40,11 @@ class Batch:
     """Letters published together, and what is known of each so far."""
 
     letters: Sequence[Letter]
+    tags: range
     publications: list[Publication]
     unconfirmed: int
+    moved_at: float
+    """When the broker has said something last of one of these, or of one before them."""
     concluded: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -48,7 +52,8 @@ class Publisher:
     """Publishes over one channel, in confirm mode from its beginning, and matches what the broker says to it.
 
     `max_piece`: bytes of a body that a frame may carry. `lost`: done when nothing of this channel is to be waited for
-    any more; `lose` makes it so. `patience`: seconds that a confirm may take.
+    any more; `lose` makes it so. `patience`: seconds that a confirm may take after
+    the one before it: a slow line takes long for a batch.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class Publisher:
         self._published = 0
         # Where each number that is not confirmed yet belongs: its batch, and its position there. In order.
         self._unconfirmed: OrderedDict[int, tuple[Batch, int]] = OrderedDict()
+        # Those that are waited for, in order.
+        self._batches: list[Batch] = []
         # Whether a batch was given up: it may still lie in a buffer.
         self._has_forgotten = False
 
@@ -91,18 +98,20 @@ class Publisher:
         frames = encode_publishes(self._channel, self._max_piece, route, properties, letters)
         if not self._transport.write(frames):
             return [Publication.REFUSED] * len(letters)
-        batch = Batch(letters, [Publication.UNCERTAIN] * len(letters), len(letters))
         tags = range(self._published + 1, self._published + 1 + len(letters))
         self._published += len(letters)
+        batch = Batch(letters, tags, [Publication.UNCERTAIN] * len(letters), len(letters), now())
+        self._batches.append(batch)
         self._unconfirmed.update((tag, (batch, position)) for position, tag in enumerate(tags))
         either: list[asyncio.Future[None] | asyncio.Future[str]] = [batch.concluded, self._lost]
         try:
-            done, _ = await asyncio.wait(either, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
+            done = await outlast(either, self._patience, lambda: batch.moved_at)
             if not done and not self._transport.reader.is_blocked:
                 self._lose("no confirm in time")
         finally:
+            self._batches.remove(batch)
             if batch.unconfirmed:
-                self._forget(batch, tags)
+                self._forget(batch)
         return batch.publications
 
     def on_return(self, message_id: str, reason: str) -> None:
@@ -115,6 +124,10 @@ class Publisher:
 
     def on_confirm(self, tag: int, *, multiple: bool, accepted: bool) -> None:
         """Conclude one message, or all up to it."""
+        for batch in reversed(self._batches):
+            if batch.tags[-1] < tag:
+                break
+            batch.moved_at = now()
         if not multiple:
             self._conclude(tag, accepted=accepted)
             return
@@ -134,9 +147,9 @@ class Publisher:
         if not batch.unconfirmed:
             batch.concluded.set_result(None)
 
-    def _forget(self, batch: Batch, tags: Sequence[int]) -> None:
+    def _forget(self, batch: Batch) -> None:
         self._has_forgotten = True
-        for tag, letter in zip(tags, batch.letters, strict=True):
+        for tag, letter in zip(batch.tags, batch.letters, strict=True):
             if self._unconfirmed.pop(tag, None):
                 log.debug("amqp.unconfirmed", message_id=letter.message_id)
         metrics.UNCONFIRMED.inc(batch.unconfirmed)

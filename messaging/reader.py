@@ -23,6 +23,8 @@ from pamqp.commands import Basic, Channel, Connection
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
+from runtime.clock import now
+
 METHOD, HEADER, BODY, HEARTBEAT, END = 1, 2, 3, 8, 0xCE
 DELIVER, RETURN, ACK, NACK = (60 << 16 | method for method in (60, 50, 80, 120))
 
@@ -77,6 +79,8 @@ class Reader(asyncio.StreamReader):
         self._contents: dict[int, _Content] = {}
         # With what words the broker closed a channel, by its number; 0 is the connection.
         self._said: dict[int, str] = {}
+        # When anything but a heartbeat has come last, a piece of a frame included.
+        self.moved_at = now()
         # Whether the broker, short of memory or disk, has said that it takes no publishes.
         self.is_blocked = False
 
@@ -84,15 +88,21 @@ class Reader(asyncio.StreamReader):
         """Why the broker has closed the connection, or this channel: its reply code and text."""
         return self._said.get(0) or self._said.get(channel)
 
+    @property
+    def is_amid(self) -> bool:
+        """Whether a frame or a message has come in part."""
+        return bool(self._rest or self._contents)
+
     def feed_data(self, data: bytes) -> None:  # type: ignore[explicit-override, override]
         """Take what has arrived, and pass on what is not for the receiver."""
         data = self._rest + data
-        at, passed, taken = 0, [], False
+        at, passed, taken, moved = 0, [], False, False
         while len(data) >= at + _START.size:
             kind, channel, size = _START.unpack_from(data, at)
             start, end = at + _START.size, at + _START.size + size
             if kind > HEARTBEAT:  # The broker speaks another protocol, and says so without frames.
                 end = len(data) - 1
+            moved = moved or kind != HEARTBEAT
             if len(data) <= end:
                 break
             if data[end] == END and self._intercept(kind, channel, data, start, end):
@@ -103,7 +113,9 @@ class Reader(asyncio.StreamReader):
                 passed.append(data[at : end + 1])
             at = end + 1
         self._rest = data[at:]
-        if taken:  # aiormq takes a connection for dead that brings it nothing for a while.
+        if moved:
+            self.moved_at = now()
+        if taken or (self.receiver and not passed):  # aiormq takes a connection for dead that brings it nothing.
             passed.append(Heartbeat().marshal())
         if passed:
             super().feed_data(b"".join(passed))

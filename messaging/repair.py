@@ -6,7 +6,7 @@ import aiormq
 import structlog
 
 from messaging import declaring
-from messaging.asking import Lose, ask
+from messaging.asking import Asker
 from messaging.settings import BrokerSettings
 
 log = structlog.stdlib.get_logger(__name__)
@@ -19,17 +19,17 @@ class Repair:
     more, and this one's deliveries may be hours of work: it is kept.
     """
 
-    def __init__(self, connection: aiormq.Connection, settings: BrokerSettings, lose: Lose) -> None:
+    def __init__(self, connection: aiormq.Connection, settings: BrokerSettings, asker: Asker) -> None:
         self._connection = connection
         self._settings = settings
-        self._lose = lose
+        self._asker = asker
         self._running: asyncio.Task[None] | None = None
         self.fault: str | None = None
 
     async def run(self, exchange: str, routing_key: str) -> None:
         """Find or make everything, and bind what a message that was published by this route should have reached."""
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(ask("declare", self._declare(exchange, routing_key), self._lose))
+            self._running = asyncio.create_task(self._asker.ask("declare", self._declare(exchange, routing_key)))
         await asyncio.wait({self._running})
 
     def cancel(self) -> None:
