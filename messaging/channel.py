@@ -18,7 +18,6 @@ from messaging.patience import Patience
 from messaging.publishing import Publication, Publisher
 from messaging.repair import Repair
 from messaging.settings import BrokerSettings
-from messaging.standstill import Standstill
 from messaging.transport import Transport
 
 log = structlog.stdlib.get_logger(__name__)
@@ -53,7 +52,6 @@ class Channel:
         self._consumer = Consumer(connection, transport.reader, self.lost, self.lose, self.unblocked, patience=patience)
         self._asker = Asker(transport.reader, self.lose, patience.answer)
         self.repair = Repair(connection, settings, self._asker)
-        self._standstill = Standstill(settings.heartbeat_seconds, self.lost, self.lose)
         transport.reader.receiver = self
         amqp.closing.add_done_callback(lambda _: self.lose("closed"))
         connection.closing.add_done_callback(lambda _: self.lose("connection lost"))
@@ -74,7 +72,6 @@ class Channel:
     async def close(self) -> None:
         """Close the connection; where no confirm is owed, the broker reads what is written before the end of it."""
         self.lose("closed by us")
-        self._standstill.stop()
         self._consumer.stop()
         self.repair.cancel()
         try:
@@ -148,11 +145,11 @@ class Channel:
         if not self.lost.done():
             self._transport.write(receipts.give_back(tags))
 
-    def on_delivery(self, channel: int, tag: int, body: bytes, *, redelivered: bool) -> None:
+    def on_delivery(self, channel: int, tag: int, body: bytes) -> None:
         """Hand a message from the transport over to the subscription's reader."""
         receipts = self._consumer.receipts.get(channel)
-        if receipts is not None and not self._standstill.check():
-            self._consumer.hand_over(Delivery(self, receipts, tag, redelivered, body))
+        if receipts is not None and not self.lost.done():
+            self._consumer.hand_over(Delivery(self, receipts, tag, body))
 
     def on_return(self, message_id: str, reason: str) -> None:
         """Hand on what the broker says of a message of ours."""

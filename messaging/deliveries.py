@@ -39,7 +39,6 @@ class Delivery:
     channel: Carrier = field(repr=False)
     receipts: "Receipts" = field(repr=False)
     tag: int
-    redelivered: bool
     body: bytes = field(repr=False)
 
 

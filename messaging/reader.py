@@ -41,15 +41,15 @@ class Method(IntEnum):
 
 _START = struct.Struct(">BHI")  # type, channel, size
 _METHOD = struct.Struct(">I")  # class and method
-_CONFIRM = struct.Struct(">QB")  # delivery tag, bits; the same in a delivery: tag, redelivered
-_SIZE = struct.Struct(">Q")
+_CONFIRM = struct.Struct(">QB")  # delivery tag, bits
+_TAG = _SIZE = struct.Struct(">Q")
 
 
 @dataclass(slots=True)
 class _Content:
-    """A return, or a delivery's tag and whether it was redelivered; what has arrived of its body, and what is left."""
+    """A return, or a delivery's tag; what has arrived of its body, and how many bytes are left to come."""
 
-    method: Basic.Return | tuple[int, int]
+    method: Basic.Return | int
     pieces: list[bytes] = field(default_factory=list)
     left: int = 0
 
@@ -57,7 +57,7 @@ class _Content:
 class Receiver(Protocol):
     """Who takes what the broker sends by the channels of a connection; called in the order of arrival."""
 
-    def on_delivery(self, channel: int, tag: int, body: bytes, *, redelivered: bool) -> None:
+    def on_delivery(self, channel: int, tag: int, body: bytes) -> None:
         """Take a message."""
 
     def on_return(self, message_id: str, reason: str) -> None:
@@ -142,15 +142,15 @@ class Reader(asyncio.StreamReader):
         if content.left == 0:
             del self._contents[channel]
             if not isinstance(content.method, Basic.Return):
-                tag, redelivered = content.method
-                receiver.on_delivery(channel, tag, b"".join(content.pieces), redelivered=bool(redelivered))
+                receiver.on_delivery(channel, content.method, b"".join(content.pieces))
         return True
 
     def _intercept_method(self, receiver: Receiver, channel: int, data: bytes, start: int, end: int) -> bool:
         (method,) = _METHOD.unpack_from(data, start)
         if method == DELIVER:
             # The consumer's tag comes first, a byte for its length before it.
-            self._contents[channel] = _Content(_CONFIRM.unpack_from(data, start + 5 + data[start + 4]))
+            (tag,) = _TAG.unpack_from(data, start + 5 + data[start + 4])
+            self._contents[channel] = _Content(tag)
         elif method in (ACK, NACK):
             tag, bits = _CONFIRM.unpack_from(data, start + 4)
             receiver.on_confirm(tag, multiple=bool(bits & 1), accepted=method == ACK)

@@ -98,11 +98,6 @@ class BrokerSettings(FrozenSettings):
         return tuple(url.update_query({"heartbeat": HEARTBEAT_SECONDS} | dict(url.query)) for url in urls)
 
     @property
-    def heartbeat_seconds(self) -> int:
-        """The heartbeat interval asked of the broker."""
-        return max(int(url.query["heartbeat"]) for url in self.nodes)
-
-    @property
     def silence_seconds(self) -> float:
         """How long a connection may be silent before aiormq closes it, and a confirm be late before we abort it."""
-        return 3 * (self.heartbeat_seconds + 1)
+        return 3 * (max(int(url.query["heartbeat"]) for url in self.nodes) + 1)

@@ -47,7 +47,7 @@ class Nobody:
 
 def make_delivery() -> Delivery:
     """Make a delivery that nobody waits for."""
-    return Delivery(Nobody(), Receipts(1), 1, False, b"")
+    return Delivery(Nobody(), Receipts(1), 1, b"")
 
 
 def make_job(equipment_id: str = "ROUTER1", *, waited: float = 0, **changed: Any) -> Job:

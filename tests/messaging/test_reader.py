@@ -26,8 +26,8 @@ class Seen:
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
 
-    def on_delivery(self, channel: int, tag: int, body: bytes, *, redelivered: bool) -> None:
-        self.events.append(("delivery", channel, tag, body, redelivered))
+    def on_delivery(self, channel: int, tag: int, body: bytes) -> None:
+        self.events.append(("delivery", channel, tag, body))
 
     def on_return(self, message_id: str, reason: str) -> None:
         self.events.append(("return", message_id, reason))
@@ -52,7 +52,7 @@ def deliveries(draw: st.DrawFn) -> tuple[bytes, Any]:
     method = Basic.Deliver(
         consumer_tag=draw(short), delivery_tag=tag, redelivered=again, exchange="e", routing_key=draw(short)
     )
-    return content(method, pieces), ("delivery", 1, tag, b"".join(pieces), again)
+    return content(method, pieces), ("delivery", 1, tag, b"".join(pieces))
 
 
 @st.composite
@@ -116,7 +116,7 @@ async def test_messages_of_two_channels_may_come_frame_by_frame() -> None:
     ]
     for one, two in itertools.zip_longest(*messages, fillvalue=b""):
         reader.feed_data(one + two)
-    assert seen.events == [("delivery", 1, 1, b"ab", False), ("delivery", 2, 1, b"cd", False)]
+    assert seen.events == [("delivery", 1, 1, b"ab"), ("delivery", 2, 1, b"cd")]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 1000])

@@ -250,7 +250,6 @@ async def test_a_reader_that_fails_loses_the_channel_and_the_message_comes_again
     assert await _lost(channel) == "a delivery was not taken"
     deliveries = await _consume(await _next(session), broker)
     await eventually(lambda: deliveries)
-    assert deliveries[0].redelivered
 
 
 async def test_acknowledgements_written_right_before_the_close_are_not_lost(
@@ -435,11 +434,11 @@ async def test_what_a_subscription_does_not_bring_is_brought_by_the_next_one(
     dead, on_delivery = channel._consumer.receipts[_bringer(channel)], channel.on_delivery
     dropped: list[int] = []
 
-    def drop(number: int, tag: int, body: bytes, *, redelivered: bool) -> None:
+    def drop(number: int, tag: int, body: bytes) -> None:
         if channel._consumer.receipts.get(number) is dead:
             dropped.append(tag)
         else:
-            on_delivery(number, tag, body, redelivered=redelivered)
+            on_delivery(number, tag, body)
 
     monkeypatch.setattr(channel, "on_delivery", drop)
     await channel.publish(broker.configured_key, [_letter(str(number).encode()) for number in range(5)])
@@ -616,39 +615,16 @@ async def test_a_dead_letter_that_is_not_confirmed_leaves_the_message_where_it_i
     assert again[0].body == b"garbage"
 
 
-async def test_a_delivery_after_the_process_stood_still_is_dropped_and_comes_again(
-    session: Session, broker: BrokerSettings
-) -> None:
-    channel = await _next(session)
-    deliveries = await _consume(channel, broker)
-    channel._standstill.stop()
-    channel._standstill._alive_at -= 60
-    await _publish(channel, broker)
-    assert await _lost(channel) == "the process stood still"
-    assert not deliveries
-    again = await _consume(await _next(session), broker)
-    await eventually(lambda: again)
-    assert again[0].redelivered, "the broker cannot know that it was not begun"
-
-
-async def test_a_process_that_stood_still_notices_without_a_delivery(session: Session) -> None:
-    channel = await _next(session)
-    channel._standstill._alive_at -= 60
-    assert await _lost(channel) == "the process stood still"
-
-
-async def test_a_message_whose_reader_lost_its_connection_is_marked_redelivered(broker: BrokerSettings) -> None:
+async def test_a_message_whose_reader_lost_its_connection_comes_again(broker: BrokerSettings) -> None:
     async with _through_proxy(broker) as (session, proxy):
         channel = await _next(session)
         deliveries = await _consume(channel, broker)
         await _publish(channel, broker)
         await eventually(lambda: deliveries)
-        assert not deliveries[0].redelivered
         proxy.cut()
         await _lost(channel)
         again = await _consume(await _next(session), broker)
         await eventually(lambda: again)
-        assert again[0].redelivered
 
 
 async def test_publishes_while_the_network_breaks_are_confirmed_or_uncertain_but_end(broker: BrokerSettings) -> None:
@@ -679,7 +655,6 @@ async def test_a_silent_network_is_noticed_by_heartbeats_and_left_when_it_speaks
         proxy.blackhole(False)
         again = await _consume(await reconnecting, broker)
         await eventually(lambda: again)
-        assert again[0].redelivered
 
 
 async def test_publishes_pending_when_the_broker_closes_the_connection_are_uncertain(node: RabbitMQ) -> None:
