@@ -12,8 +12,10 @@ from uuid import UUID
 import aiormq
 import asyncpg
 import uvloop
+from pydantic import SecretStr
 from yarl import URL
 
+from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
 from service_b.tasks.endings import MOVE
 from tests.queues import count_ready
@@ -125,6 +127,17 @@ class Room:
                 self.start("configurator", number, CONCURRENCY=str(concurrency), **others),
             ]
         return processes + results
+
+    @property
+    def broker_settings(self) -> BrokerSettings:
+        """The names of its queues, and where they are."""
+        to_configure, configured = self.queues
+        return BrokerSettings(
+            amqp_url=SecretStr(self.amqp_url),
+            exchange=self.name,
+            to_configure_queue=to_configure,
+            configured_queue=configured,
+        )
 
     def sql(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         """Run a statement in the room's database."""

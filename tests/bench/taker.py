@@ -13,6 +13,7 @@ import asyncpg
 
 from service_b.tasks.states import DISPATCHED
 from tests.bench.stage import Room
+from tests.queues import declare
 
 EVERY_SECONDS = 0.05
 
@@ -34,6 +35,7 @@ def taking(room: Room) -> Iterator[None]:
         connection = await asyncpg.connect(room.database_url)
         broker = await aiormq.connect(room.amqp_url)
         channel = await broker.channel()
+        await declare(channel, room.broker_settings)  # The processes, too, declare what is absent.
         while not done.is_set():
             await connection.execute(BEGIN)
             await channel.queue_purge(room.queues[0])
