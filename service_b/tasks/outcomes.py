@@ -9,7 +9,7 @@ from uuid import UUID
 from service_b.database import Connection
 from service_b.tasks import deployment, promotion
 from service_b.tasks.endings import MOVE
-from service_b.tasks.states import NOW
+from service_b.tasks.states import NOW, RUNNING
 
 MAX_LOSTS = 5
 """A task that has taken so many processes with it is not tried again."""
@@ -28,10 +28,10 @@ WITH change AS MATERIALIZED (
     SELECT change.id, reason, hold, unknown, lost, position,
         backoff * CASE WHEN lost THEN 2 ^ mine.losts ELSE 1 END AS backoff,
         CASE WHEN lost AND mine.losts + 1 >= {MAX_LOSTS} THEN 500 ELSE code END AS code,
-        mine.active AND mine.attempt = change.attempt AND mine.lease = change.lease
-            AND (code IS NOT NULL OR mine.due_at IS NULL) AS counts
+        mine.attempt = change.attempt AND mine.lease = change.lease AND (code IS NOT NULL OR mine.running) AS counts
     FROM change CROSS JOIN LATERAL (
-        SELECT attempt, lease, losts, due_at, active FROM task WHERE task.id = change.id OFFSET 0 FOR UPDATE SKIP LOCKED
+        SELECT attempt, lease, losts, {RUNNING} AS running FROM task WHERE task.id = change.id
+        OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS mine
 ), again AS (
     UPDATE task SET

@@ -262,11 +262,9 @@ class TaskMachine(RuleBasedStateMachine):
             for task in self.tasks
             if task.code is None
             and task is not self.held
-            and (
-                task.deadline <= self.clock or self.is_used_up(task)
-                if task.due is not None and task.due <= self.clock
-                else task.deadline <= self.clock and not task.active
-            )
+            and not task.running
+            and (task.due is None or task.due <= self.clock)
+            and (task.deadline <= self.clock or self.is_used_up(task))
         ]:
             for task in ended:
                 task.active, task.due, task.code = False, None, 500

@@ -189,6 +189,24 @@ async def test_a_call_that_seemed_lost_may_be_answered_until_its_task_is_claimed
     assert await states(sql, ids) == ["success", "dispatched"]
 
 
+async def test_an_attempt_that_nobody_has_begun_has_no_outcome_and_uses_nothing_up(
+    pool: asyncpg.Pool, sql: asyncpg.Connection
+) -> None:
+    """Messages that seemed lost, or were uncertain, and whatever somebody says came of them."""
+    [id_] = await accept(pool, A)
+    for attempt in range(1, 9):
+        [dispatch] = await claims.claim(pool, 1)
+        for change in (finish(dispatch), give_back(dispatch, unknown=True), give_back(dispatch, lost=True)):
+            assert await apply(pool, change) == {}
+            assert await apply(pool, replace(change, lease=None)) == {}
+        await claims.make_due_again(pool, [(id_, attempt)])
+        assert await apply(pool, replace(finish(dispatch), lease=None)) == {}
+        await sparing.note(pool, answered=True, silent_ends=0)
+    held = await row(sql, id_)
+    assert (held["state"], held["unknowns"], held["losts"], held["chances"]) == ("due", 0, 0, None)
+    assert await end_used_up(pool, 10) == []
+
+
 async def test_an_outcome_of_another_lease_changes_nothing_in_one_batch_with_the_true_one_either(
     pool: asyncpg.Pool, sql: asyncpg.Connection
 ) -> None:
