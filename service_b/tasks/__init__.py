@@ -5,20 +5,24 @@ The states
 
 A task is in exactly one state, which its row tells (the conditions are in `states`, in this one place):
 
-                 promote          claim              a final outcome
-    ─▶ waiting ───────────▶ due ─────────▶ dispatched ──────────────▶ success | error
-       │                    │ ▲                │                               ▲
-       │                    │ └────────────────┘                               │
-       │                    │   another outcome, or taken back                 │
-       └────────────────────┴──────────────────────────────────────────────────┘
-                               the deadline has passed
+               promote         claim              lease             a final outcome
+    ─▶ waiting ────────▶ due ────────▶ dispatched ────────▶ running ─────────────────▶ success | error
+       │                 │ ▲              │  │                 │                          ▲
+       │                 │ ├──────────────┘  │                 │                          │
+       │                 │ │ message lost    │                 │                          │
+       │                 │ └─────────────────┼─────────────────┘                          │
+       │                 │                   │ another outcome                            │
+       └─────────────────┴───────────────────┴────────────────────────────────────────────┘
+                           the deadline has passed, or the attempts are used up
 
 - *waiting*: another task of its device comes first.
 - *due*: its next attempt may be dispatched at `due_at`. That may lie in the future: the device must be left alone, or
   it is polite to wait.
-- *dispatched*: an attempt is on its way, and nobody has begun its call.
-- *running*: its call has begun, under a lease; its outcome is awaited.
-- *success*, *error*: finished, for good. `code` is what a client is told.
+- *dispatched*: an attempt has been announced by a message, and nobody has begun its call.
+- *running*: its call has begun, under a lease; its outcome is awaited, until `overdue_at`.
+- *success*, *error*: finished, for good. The row has moved to the table `finished` (deleted and inserted by the
+  statement that ends it, `endings`); `code` is what a client is told. Look-ups ask `task` first: what has left it by
+  then is in `finished` afterwards.
 
 *Active* means due, dispatched or running: the one task that may configure its device now. A unique index over the
 devices of active tasks makes "one at a time" a fact of the schema. The other indexes serve one state each.
@@ -33,15 +37,37 @@ The transitions
 | waiting | due | whoever freed the device, or stored the task | `promotion` | it is the oldest; nothing is active |
 | due | dispatched, attempt + 1 | the relay | `claims` | `due_at` has come, the deadline has not; row lock |
 | dispatched | due | the relay, for what was not confirmed | `claims` | still this very attempt, still dispatched |
-| dispatched, due | running | results, asked for a lease | `leases` | this very attempt, without a lease; row lock |
-| dispatched, running | due | results, on an outcome that is not final | `outcomes` | this very attempt, not due yet |
-| dispatched, running, due | success, error | results, on a final one | `outcomes` | this very attempt, not finished |
 | dispatched | due | the reconciler | `overdue` | nobody has begun it for 10 s; still dispatched |
+| dispatched, due | running | results, asked for a lease | `leases` | this attempt, never begun, before its deadline |
+| running | due | results, on an outcome that is not final | `outcomes` | this very attempt, under this very lease |
+| running, due | success, error | results, on a final one | `outcomes` | this very attempt, under this very lease |
 | waiting, due, dispatched | error | the reconciler | `expiry` | its deadline has passed, and its device is free |
 | due | error | the reconciler | `expiry` | its attempts are used up, and its device is free |
 
-A final outcome counts though its task is due again: the attempt was given up for lost, and its answer came after all.
-Everything else that comes late, twice, or for nobody meets its guard and changes nothing.
+The lease is the only door to service A
+=======================================
+
+A message only announces. What a configurator takes from the queue may be a copy, an old attempt, a dead letter that was
+moved back, or forged: before each call it asks whether this attempt may begin, with a number that it has made for this
+one call. One statement decides (`leases`), and writes down that the call begins now. So nothing needs to be known of
+queues: what may or may not have been published is published again as the next attempt, and a message that came too late
+begins nothing. A task that became due again because its message seemed lost is still at its attempt: until a relay
+claims the next one, the old message may begin it.
+
+A lease is never given back. Its call ends with an outcome that names it, or at `overdue_at`, when service A has surely
+let go of the device: then maintenance reports the call as lost, through the queue of the outcomes, behind those that
+are on their way. A final outcome counts though its task is due again, as long as no further attempt was claimed: the
+call was given up for lost, and its answer came after all. Everything else that comes late, twice, or for nobody meets
+its guard and changes nothing.
+
+What uses up a task
+===================
+
+An end without service A's answer says little: the device may be at fault, or A may answer nobody. `service_a.answers`
+grows when A has answered somebody. Each lease writes down how far it was (`answers_before`); an unknown end leaves in
+`chances` how many more the task may have, and who claims the next attempt judges: if A has answered somebody since that
+call began, the end counts. With none left the task ends as an error. Calls that were lost with their configurator are
+counted apart (`losts`); what never had a lease is not counted at all.
 
 Nobody waits for a row
 ======================
@@ -69,4 +95,12 @@ batch, `id = ANY(ARRAY(SELECT ...))` reaches those of a batch at once, a scalar 
 there is one. The columns of a batch travel through a statement once.
 
 Each statement is a constant beside the one function that sends it: `tests/service_b/tasks/test_plans.py` explains all.
+
+Time
+====
+
+What is stored and compared (`due_at`, `deadline_at`, `dispatched_at`, `begun_at`, `overdue_at`) is *internal time*: the
+database's clock and a correction, `states.NOW`. When that clock is set, or another host with another one takes over,
+the correction is changed by as much, and internal time goes on as if nothing had happened. Who changes a time by hand
+writes `now() + (SELECT correction FROM task_clock)`. `created_at` and `finished_at` are the plain clock.
 """
