@@ -1,7 +1,7 @@
 """The web process: HTTP API, relay and reconciler."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +15,8 @@ from runtime.health import add_health_routes
 from service_b.api import routes
 from service_b.api.middleware import observe_and_answer
 from service_b.database import create_pool
+from service_b.maintenance import losses, partitions
 from service_b.maintenance.backlog import BacklogMeter
-from service_b.maintenance.losses import Losses
-from service_b.maintenance.partitions import Partitions
 from service_b.maintenance.reconciler import ROUND_SECONDS, Reconciler
 from service_b.relay import POLL_SECONDS, Relay
 from service_b.settings import Settings
@@ -92,17 +91,18 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
         internal = app[INTERNAL]
         relay = Relay(session, app[POOL], settings, app[WAKE], internal, poll_seconds=periods.poll)
         reconciler = Reconciler(app[POOL], internal, round_seconds=periods.round)
-        losses = Losses(session, app[POOL], settings, internal, lambda: reconciler.leading, round_seconds=periods.round)
         backlog = BacklogMeter(app[POOL], lambda: reconciler.leading)
-        partitions = Partitions(app[POOL], settings.retention_days, lambda: reconciler.leading)
+        chores: dict[str, Callable[[], Awaitable[float | None]]] = {
+            "losses": partial(losses.report, session, app[POOL], settings, internal),
+            "backlog": backlog.measure,
+            "partitions": partial(partitions.tend, app[POOL], settings.retention_days),
+        }
         REGISTRY.register(backlog)
         loops: dict[str, Loop] = {
             "relay": relay,
             "wakeup": Endless(partial(listen, settings, app[WAKE])),
             "reconciler": Endless(reconciler.run),
-            "losses": Endless(losses.run),
-            "backlog": Endless(backlog.run),
-            "partitions": Endless(partitions.run),
+            **{name: Endless(partial(reconciler.whenever_leading, chore)) for name, chore in chores.items()},
         }
         async with running(loops, stop_seconds=STOP_SECONDS):
             yield

@@ -1,6 +1,5 @@
 """The backlog's gauges: how much is unfinished, measured by one process, with the age of the measurement."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 
 import structlog
@@ -16,7 +15,6 @@ from service_b.tasks import counts
 log = structlog.stdlib.get_logger(__name__)
 
 PERIOD_SECONDS = 15.0
-LEADING_CHECK_SECONDS = 1.0
 IDLE_SHARE = 20
 """A pause is so many times longer than the count before it: at most a twentieth of one connection's time."""
 STALE_PERIODS = 4
@@ -37,18 +35,8 @@ class BacklogMeter(Collector):
         self._pause = period_seconds
         self._latest: tuple[counts.Backlog, float] | None = None
 
-    async def run(self) -> None:
-        """Measure again and again, until cancelled."""
-        while True:
-            if self._leads():
-                await self.measure()
-                await asyncio.sleep(self._pause)
-            else:
-                self._latest = None
-                await asyncio.sleep(min(LEADING_CHECK_SECONDS, self._period_seconds))
-
-    async def measure(self) -> None:
-        """Count once; what cannot be counted just now leaves the last numbers, which grow older."""
+    async def measure(self) -> float:
+        """Count once; what cannot be counted just now leaves the last numbers. Returns how long to pause."""
         started = clock.now()
         try:
             backlog = await counts.count(self._pool)
@@ -58,6 +46,7 @@ class BacklogMeter(Collector):
             # It is as old as its snapshot, which was taken when the count began.
             self._latest = backlog, started
         self._pause = max(self._period_seconds, IDLE_SHARE * (clock.now() - started))
+        return self._pause
 
     @override
     def collect(self) -> Iterator[Metric]:

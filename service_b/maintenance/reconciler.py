@@ -1,6 +1,7 @@
 """The reconciler: what makes sure that every accepted task ends."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
 import asyncpg
@@ -53,6 +54,19 @@ class Reconciler:
             except Exception:
                 log.exception("reconciler.bug", retry_in=self._round_seconds)
             await asyncio.sleep(self._round_seconds if is_done else 0)
+
+    async def whenever_leading(self, work: Callable[[], Awaitable[float | None]]) -> None:
+        """Do more work of the kind, beside the rounds, until cancelled; it may tell how many seconds to pause."""
+        while True:
+            pause = None
+            if self.leading:
+                try:
+                    pause = await work()
+                except STORAGE_ERRORS as error:
+                    log.warning("maintenance.storage_unavailable", error=repr(error), retry_in=self._round_seconds)
+                except Exception:
+                    log.exception("maintenance.bug", retry_in=self._round_seconds)
+            await asyncio.sleep(pause or self._round_seconds)
 
     async def _take_turn(self, connection: Connection) -> None:
         jump = await self._internal.look(connection)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from yarl import URL
 
 from service_b.database import DatabaseSettings, create_pool
-from service_b.maintenance.partitions import Partitions
+from service_b.maintenance.partitions import PERIOD_SECONDS, tend
 from service_b.tasks import partitions
 from tests.db.rights import service_role
 from tests.system.migrate import dbmate
@@ -185,7 +185,7 @@ async def test_a_role_that_owns_nothing_looks_after_the_partitions_if_it_may(
             await pool.execute(f"DROP TABLE finished_{NOW:%Y%m%d}")
         # What it calls its own must not be taken for ours.
         await pool.execute("CREATE TEMPORARY TABLE finished (LIKE finished)")
-        assert await Partitions(pool, 90, lambda: True).tend()
+        assert await tend(pool, 90) == PERIOD_SECONDS
     assert await sql.fetchval("SELECT to_regclass($1)", newest) == newest
     assert await sql.fetchval("SELECT to_regclass($1)", f"finished_{NOW - timedelta(days=99):%Y%m%d}") is None
 

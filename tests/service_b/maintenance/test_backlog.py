@@ -11,6 +11,8 @@ from yarl import URL
 
 from service_b.database import DatabaseSettings, create_pool
 from service_b.maintenance.backlog import BacklogMeter
+from service_b.maintenance.reconciler import Reconciler
+from service_b.tasks.clock import Clock
 from tests.conftest import eventually
 from tests.proxy import Proxy
 from tests.tasks import accept, let_time_pass
@@ -44,7 +46,9 @@ async def running(settings: DatabaseSettings, *, period_seconds: float = PERIOD)
     leads = [True]
     async with create_pool(settings) as pool:
         made = BacklogMeter(pool, lambda: leads[0], period_seconds=period_seconds)
-        task = asyncio.create_task(made.run())
+        reconciler = Reconciler(pool, Clock(), round_seconds=PERIOD)
+        reconciler.leading = True
+        task = asyncio.create_task(reconciler.whenever_leading(made.measure))
         yield Meter(made, leads)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

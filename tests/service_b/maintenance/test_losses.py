@@ -13,14 +13,14 @@ import pytest
 from aiohttp import web
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
-from messaging.channel import Channel
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b.app import POOL, Periods
 from service_b.app import create_app as create_web_app
 from service_b.database import DatabaseSettings
-from service_b.maintenance.losses import Losses
+from service_b.maintenance.losses import report
+from service_b.maintenance.reconciler import Reconciler
 from service_b.results.app import create_app as create_results_app
 from service_b.results.settings import Settings as ResultsSettings
 from service_b.settings import Settings as WebSettings
@@ -44,16 +44,11 @@ class Rig:
     """What reports lost calls, and is made to look once."""
 
     session: Session
-    channel: Channel
     amqp: AbstractChannel
     pool: asyncpg.Pool
     sql: asyncpg.Connection
     broker: BrokerSettings
     clock: Clock = field(default_factory=Clock)
-
-    @property
-    def losses(self) -> Losses:
-        return Losses(self.session, self.pool, self.broker, self.clock, lambda: True, round_seconds=ROUND)
 
     async def begin(self, *devices: str) -> list[Dispatch]:
         """Bring tasks to where service A is at work on them."""
@@ -63,7 +58,10 @@ class Rig:
     async def look(self) -> None:
         """Look once."""
         await self.clock.look(self.sql)
-        await self.losses.report(self.channel)
+        await self.report()
+
+    async def report(self) -> None:
+        await report(self.session, self.pool, self.broker, self.clock)
 
     async def take(self) -> list[Outcome]:
         """Take all reports."""
@@ -79,7 +77,8 @@ async def rig(
     pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
 ) -> AsyncIterator[Rig]:
     async with Session(broker, "losses") as session:
-        yield Rig(session, await anext(session), amqp, pool, sql, broker)
+        await anext(session)
+        yield Rig(session, amqp, pool, sql, broker)
 
 
 async def test_a_call_is_reported_when_its_limit_and_a_margin_have_passed(rig: Rig) -> None:
@@ -149,7 +148,9 @@ async def test_channels_that_live_for_a_moment_are_enough(rig: Rig) -> None:
     await rig.begin(A)
     await let_time_pass(rig.sql, LIMIT + 11)
     await rig.clock.look(rig.sql)
-    running = asyncio.create_task(rig.losses.run())
+    reconciler = Reconciler(rig.pool, rig.clock, round_seconds=ROUND)
+    reconciler.leading = True
+    running = asyncio.create_task(reconciler.whenever_leading(rig.report))
     try:
         while not await rig.count():
             channel = await anext(rig.session)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -10,7 +10,8 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from service_b.maintenance.partitions import Partitions
+from service_b.maintenance import partitions as partitions_care
+from service_b.maintenance.partitions import PERIOD_SECONDS
 from service_b.tasks import inserts, lookups, partitions
 from service_b.tasks.inserts import NewTask
 from service_b.tasks.lookups import Status
@@ -60,8 +61,9 @@ async def stored_in(sql: asyncpg.Connection, id_: UUID) -> str | None:
     return name
 
 
-def care(pool: asyncpg.Pool, retention_days: int = 90) -> Partitions:
-    return Partitions(pool, retention_days, lambda: True)
+async def tend(pool: asyncpg.Pool, retention_days: int = 90) -> bool:
+    """Whether everything could be done."""
+    return await partitions_care.tend(pool, retention_days) == PERIOD_SECONDS
 
 
 async def test_a_week_is_made_ahead_and_what_is_older_than_kept_is_dropped(
@@ -75,7 +77,7 @@ async def test_a_week_is_made_ahead_and_what_is_older_than_kept_is_dropped(
     ids = [id_of(89), id_of(91)]
     await finish_at_once(pool, *ids)
     with capture_logs() as logs:
-        assert await care(pool).tend(), logs
+        assert await tend(pool), logs
     assert await existing(sql) == [day(90), day(89), *ahead]
     assert [entry["partition"] for entry in logs] == [ahead[0], ahead[3], ahead[7], day(400), day(92), day(91)]
     assert await lookups.look_up(pool, ids) == [Status("DEVICE0000", 200), None]
@@ -88,7 +90,7 @@ async def test_ids_of_no_partition_lose_nothing_and_move_into_theirs(
     await sql.execute(f"DROP TABLE {day(0)}")
     await finish_at_once(pool, today, random, early)
     assert [await stored_in(sql, id_) for id_ in (today, random, early)] == ["finished_default"] * 3
-    assert await care(pool).tend()
+    assert await tend(pool)
     assert [await stored_in(sql, id_) for id_ in (today, random, early)] == [day(0), *["finished_default"] * 2]
     found = await lookups.look_up(pool, [today, random, early])
     assert [status and status.code for status in found] == [200] * 3
@@ -102,7 +104,7 @@ async def test_strays_are_deleted_when_they_ended_long_ago(pool: asyncpg.Pool, s
             "UPDATE finished SET finished_at = now() - make_interval(days => $2) WHERE id = $1", id_, days
         )
     assert await partitions.delete_strays(pool, 7, 1) == 1
-    assert await care(pool, 7).tend()
+    assert await tend(pool, 7)
     assert [await stored_in(sql, id_) is not None for id_ in ids] == [True, True, True, False, False]
 
 
@@ -139,25 +141,18 @@ async def test_nobody_waits_behind_a_reader_and_it_is_tried_again_until_the_read
     if what == "make":
         await sql.execute(f"DROP TABLE {day(-7)}")
     before = await existing(sql)
-    tending = Partitions(pool, 7 if what == "drop" else 90, lambda: True, retry_seconds=0.05)
+    days = 7 if what == "drop" else 90
     async with somebody_reading(database_url) as reader, asyncio.timeout(60):
         with capture_logs() as logs:
-            running = asyncio.create_task(tending.run())
-            for number in range(3):
+            for _ in range(3):
                 await finish_at_once(pool, uuid4())
-                await eventually(lambda number=number: len(logs) > number)
+                assert not await tend(pool, days)
         assert {entry["event"] for entry in logs} == {"partitions.in_use"}
         assert await existing(sql) == before
         assert await reader.fetchval("SELECT count(*) FROM finished") == 0, "it sees what it saw"
-    await eventually(lambda: _is_done(sql, what))
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-
-
-async def _is_done(sql: asyncpg.Connection, what: str) -> bool:
+    assert await tend(pool, days)
     names = await existing(sql)
-    return day(-7) in names if what == "make" else day(9) not in names
+    assert day(-7) in names if what == "make" else day(9) not in names
 
 
 async def test_an_outcome_that_comes_while_its_partition_is_made_goes_into_that(
@@ -173,31 +168,3 @@ async def test_an_outcome_that_comes_while_its_partition_is_made_goes_into_that(
         await eventually(lambda: is_blocked(sql, ending))
     assert list(await ending) == [(id_, 1)]
     assert await stored_in(sql, id_) == day(0)
-
-
-async def test_who_does_not_lead_does_nothing(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
-    await sql.execute(f"DROP TABLE {day(-7)}")
-    asked = 0
-
-    def leads() -> bool:
-        nonlocal asked
-        asked += 1
-        return False
-
-    running = asyncio.create_task(Partitions(pool, 90, leads).run())
-    await eventually(lambda: asked > 1)
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-    assert day(-7) not in await existing(sql)
-
-
-async def test_storage_that_is_away_is_asked_again(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
-    await sql.execute("ALTER FUNCTION finished_make_next RENAME TO elsewhere")
-    with capture_logs() as logs:
-        assert not await care(pool).tend()
-    assert [entry["event"] for entry in logs] == ["partitions.storage_unavailable"]
-    await sql.execute("ALTER FUNCTION elsewhere RENAME TO finished_make_next")
-    assert await care(pool).tend()
-    [id_] = await accept(pool, A)
-    assert await states(sql, [id_]) == ["due"]

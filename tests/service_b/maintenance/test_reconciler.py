@@ -6,6 +6,7 @@ Where time has to pass, the tests move what the table remembers into the past, i
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import asyncpg
 import pytest
@@ -167,3 +168,24 @@ async def test_a_reconciler_goes_on_after_any_failure(pool: asyncpg.Pool, failur
         await eventually(lambda: reconciler.failure is None)
         await eventually(rounds_of(reconciler))
         assert not running.done()
+
+
+async def test_other_work_is_done_while_leading_and_goes_on_after_any_failure(pool: asyncpg.Pool) -> None:
+    first, second = (Reconciler(pool, Clock(), round_seconds=ROUND) for _ in range(2))
+    first.leading = True
+    failures: list[Exception] = [asyncpg.UndefinedFunctionError("not migrated"), ZeroDivisionError("a bug")]
+    done: list[Reconciler] = []
+
+    async def work(reconciler: Reconciler) -> None:
+        done.append(reconciler)
+        if failures:
+            raise failures.pop()
+
+    running = [asyncio.create_task(each.whenever_leading(partial(work, each))) for each in (first, second)]
+    await eventually(lambda: len(done) > 5)
+    assert set(done) == {first}
+    first.leading, second.leading = False, True
+    await eventually(lambda: second in done)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
