@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from pamqp.commands import Basic
 
+from messaging import asking, publishing
 from messaging.frames import Letter
 from messaging.publishing import Publication, Publisher
 from messaging.transport import Transport
@@ -102,6 +103,29 @@ async def test_late_confirms_of_what_was_given_up_count_for_nothing(wire: Wire, 
     assert given_up == [UNCERTAIN, UNCERTAIN]
     publisher.on_confirm(3, multiple=True, accepted=True)
     assert await batch == [CONFIRMED]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+async def test_confirms_of_earlier_batches_are_a_sign_that_one_moves_and_those_of_later_ones_are_not(
+    wire: Wire, lost: asyncio.Future[str], monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    time = 0.0
+    for module in (asking, publishing):
+        monkeypatch.setattr(module, "now", lambda: time)
+    publisher = Publisher(wire, 1, 1000, lost, lambda reason, _=None: lost.set_result(reason), patience=0.1)
+    first, second = await begin(publisher, wire, "a"), await begin(publisher, wire, "b")
+    time = 10.0  # Seen at the earliest when a timer of the batches has fired.
+    publisher.on_confirm(1 if earlier else 2, multiple=False, accepted=True)
+    assert await (first if earlier else second) == [CONFIRMED]
+    if earlier:
+        done, _ = await asyncio.wait({second}, timeout=0.3)
+        assert not done
+        publisher.on_confirm(2, multiple=False, accepted=True)
+        assert await second == [CONFIRMED]
+    else:
+        await eventually(first.done, timeout=10)
+        assert await first == [UNCERTAIN]
+        assert lost.result() == "no confirm in time"
 
 
 async def test_a_cancelled_batch_is_forgotten_and_the_next_one_counts_on(publisher: Publisher, wire: Wire) -> None:
