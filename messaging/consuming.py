@@ -28,9 +28,10 @@ class Consumer:
     """Takes the messages of one queue at a time; a subscription that brings nothing for a while is begun anew.
 
     Nothing tells a queue without work from a broker that has lost the subscription: when a queue is deleted and
-    declared again at once, RabbitMQ 3.10 subscribes old channels to the new queue, and drops what it hands them
+    declared again at once, RabbitMQ before 4.0 subscribes old channels to the new queue, and drops what it hands them
     (`rabbit_channel:handle_consuming_queue_down_or_eol`); after one deletion more they are subscribed to nothing.
-    Only the end of its AMQP channel brings such messages back to the queue, so each subscription has one of its own.
+    Only the end of its AMQP channel brings such messages back to the queue, so each subscription has one of its own;
+    it stays open while deliveries of it are at work.
 
     `lost` is done when the connection can no longer be relied on; `lose` makes it so. `unblocked` waits while the
     broker answers nothing, short of memory or disk.
