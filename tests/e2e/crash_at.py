@@ -15,7 +15,7 @@ from typing import Any
 from configurator.leases import Leases
 from configurator.service_a import ServiceA
 from messaging.channel import Channel
-from service_b.tasks import claims, outcomes, promotion
+from service_b.tasks import claims, leases, outcomes, promotion
 
 
 def die() -> None:
@@ -53,6 +53,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "configurator: answered, not published": lambda: before(Channel, "publish"),
     "configurator: published, not confirmed": lambda: before(Channel, "on_confirm"),
     "configurator: confirmed, not acknowledged": lambda: before(Channel, "acknowledge"),
+    "results: granted, not told": lambda: after(leases, "grant", lambda _, answers: "granted" in answers),
     "results: delivered, not recorded": lambda: before(outcomes, "apply"),
     "results: recorded, not committed": lambda: before(promotion, "promote"),
     "results: committed, not acknowledged": lambda: after(outcomes, "apply", lambda *_: True),
