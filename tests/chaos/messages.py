@@ -15,6 +15,10 @@ from messaging.topology import dead_letter_queue
 from tests.chaos.rig import CONFIGURED, LIMIT_SECONDS, TO_CONFIGURE, Rig
 
 EXCHANGE = "exchange"
+OURS = "chaos"
+"""The type of what nemeses publish, so that they do not react to it."""
+REACTIONS = 1000
+"""To no more messages: they are published one by one."""
 KEYS = {TO_CONFIGURE: "to_configure_key", CONFIGURED: "configured_key"}
 
 
@@ -38,7 +42,11 @@ def rubbish(rng: random.Random) -> bytes:
 async def publish(channel: AbstractChannel, key: str, body: bytes) -> None:
     """Put a message into one of our queues."""
     await channel.basic_publish(
-        body, exchange=EXCHANGE, routing_key=key, properties=Basic.Properties(delivery_mode=2), mandatory=True
+        body,
+        exchange=EXCHANGE,
+        routing_key=key,
+        properties=Basic.Properties(delivery_mode=2, message_type=OURS),
+        mandatory=True,
     )
 
 
@@ -70,8 +78,11 @@ async def spying(
                 await react(channel, json.loads(body))
 
         async def see(message: DeliveredMessage) -> None:
-            # What nemeses publish has no id.
-            if message.header.properties.message_id and message.body not in seen:
+            if (
+                message.header.properties.message_type != OURS
+                and message.body not in seen
+                and len(reacting) < REACTIONS
+            ):
                 seen.add(message.body)
                 reacting.add(asyncio.create_task(run(message.body)))
 

@@ -64,15 +64,9 @@ LATE_COPIES = Scenario(
 UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ("--once", "--seconds", "3"))
 KILLED = Scenario("killed configurators", "kill configurator,kill configurator,kill configurator")
 DOUBLED_WORK = Scenario("copied work", "duplicate work", ("--seconds", "10"))
-CUT = Scenario(
-    "a slow relay cut, calls that hang",
-    ",".join(["a hangs + delay web-broker + cut web-broker"] * 5),
-    ("--seconds", "2"),
-)
 AWAY = Scenario("a is away", "a refuses,a refuses", ("--seconds", "5"))
 A_CUT_OFF = Scenario("a cut off", "cut configurator-a,cut configurator-a,cut configurator-a,cut configurator-a")
 PURGED = Scenario("purged queue", "purge to_configure,purge to_configure", ("--concurrency", "10"))
-SWAMPED = Scenario("more work than consumers", "poison", ("--seconds", "45", "--concurrency", "2", "--rate", "90"))
 HASTY = Scenario("short deadlines", "a hangs", ("--seconds", "8", "--deadline", "2"))
 HANGING = Scenario("a hangs", "a hangs", ("--seconds", "8"))
 SILENT = Scenario("a silent network before a", ",".join(["black hole configurator-a"] * 3), ("--seconds", "7"))
@@ -319,13 +313,6 @@ MUTANTS = (
         [("await overdue.repeat_dispatches(connection, now, BATCH)", "[]")],
         PURGED,
         frozenset({"lost"}),
-    ),
-    Mutant(
-        "prefetch ignored",
-        "messaging/consuming.py",
-        [("prefetch_count=prefetch,", "prefetch_count=0,")],
-        SWAMPED,
-        frozenset({"overlapping", "called after the end", "lost"}),
     ),
     Mutant(
         "promotion out of order",
