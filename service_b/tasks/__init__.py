@@ -46,7 +46,30 @@ The transitions
 | due | error | the reconciler | `expiry` | its attempts are used up, and its device is free |
 
 The lease is the only door to service A
-================================
+=======================================
+
+A message only announces. What a configurator takes from the queue may be a copy, an old attempt, a dead letter that was
+moved back, or forged: before each call it asks whether this attempt may begin, with a number that it has made for this
+one call. One statement decides (`leases`), and writes down that the call begins now. So nothing needs to be known of
+queues: what may or may not have been published is published again as the next attempt, and a message that came too late
+begins nothing. A task that became due again because its message seemed lost is still at its attempt: until a relay
+claims the next one, the old message may begin it.
+
+A lease is never given back. Its call ends with an outcome that names it, or at `overdue_at`, when service A has surely
+let go of the device: then maintenance reports the call as lost, through the queue of the outcomes, behind those that
+are on their way. A final outcome counts though its task is due again, as long as no further attempt was claimed: the
+call was given up for lost, and its answer came after all. Everything else that comes late, twice, or for nobody meets
+its guard and changes nothing.
+
+What uses up a task
+===================
+
+An end without service A's answer says little: the device may be at fault, or A may answer nobody. `service_a.answers`
+grows when A has answered somebody. Each lease writes down how far it was (`answers_before`); an unknown end leaves in
+`chances` how many more the task may have, and who claims the next attempt judges: if A has answered somebody since that
+call began, the end counts. With none left the task ends as an error. Calls that were lost with their configurator are
+counted apart (`losts`); what never had a lease is not counted at all.
+
 Nobody waits for a row
 ======================
 
