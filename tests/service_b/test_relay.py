@@ -36,7 +36,7 @@ from tests.conftest import eventually
 from tests.queues import count_ready, is_blocked, metric, queue_exists, take
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
-from tests.tasks import accept, apply, call_lease, claim, finish, give_back, new_task, row, states
+from tests.tasks import accept, apply, call_lease, claim, finish, give_back, new_task, row, states, step_clock
 
 DEVICES = [f"DEVICE{number}" for number in range(600)]
 
@@ -77,12 +77,14 @@ async def relaying(
     *,
     poll_seconds: float = POLL_SECONDS,
     sparing_seconds: float = SPARING_SECONDS,
+    internal: Clock | None = None,
 ) -> AsyncIterator[Running]:
     """A relay at work on a channel; at the end it must stop by itself, if it has a broker."""
     wake = asyncio.Event()
+    internal = internal or Clock()
     async with Session(settings, "relay") as session:
         relay = Relay(
-            session, pool, settings, wake, Clock(), poll_seconds=poll_seconds, sparing_seconds=sparing_seconds
+            session, pool, settings, wake, internal, poll_seconds=poll_seconds, sparing_seconds=sparing_seconds
         )
         running = asyncio.create_task(relay.run())
         try:
@@ -483,6 +485,20 @@ async def test_a_broker_short_of_memory_is_given_nothing(
         await eventually(lambda: _are(sql, ids, "dispatched"))
         await eventually(lambda: _holds(channel, settings, 2))
         assert await attempts(channel, settings) == [(id_, 1) for id_ in ids]
+
+
+async def test_what_is_due_only_by_a_jump_of_the_databases_clock_is_not_claimed(
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    internal = Clock()
+    await internal.look(sql)
+    held, due = await accept(pool, "DEVICE1", "DEVICE2")
+    await sql.execute("UPDATE task SET due_at = due_at + interval '30 min' WHERE id = $1", held)
+    await step_clock(sql, 2000)
+    async with relaying(broker, pool, internal=internal):
+        await watch.until_idle()
+    assert await attempts(amqp, broker) == [(due, 1)]
+    assert await states(sql, [held]) == ["due"]
 
 
 # --- Room and sparing
