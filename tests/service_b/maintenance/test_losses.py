@@ -26,7 +26,7 @@ from service_b.results.settings import Settings as ResultsSettings
 from service_b.settings import Settings as WebSettings
 from service_b.tasks.claims import Dispatch
 from service_b.tasks.clock import Clock
-from tests.conftest import eventually
+from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.queues import busy_reader, count_ready, declare, metric, queue_exists, take
 from tests.tasks import A, B, accept, begin, claim, lease_of, let_time_pass, row, states
 
@@ -152,10 +152,11 @@ async def test_channels_that_live_for_a_moment_are_enough(rig: Rig) -> None:
     reconciler.leading = True
     running = asyncio.create_task(reconciler.whenever_leading(rig.report))
     try:
-        while not await rig.count():
-            channel = await anext(rig.session)
-            await asyncio.sleep(2 * ROUND)
-            channel.lose("a bad day")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not await rig.count():
+                channel = await anext(rig.session)
+                await asyncio.sleep(2 * ROUND)
+                channel.lose("a bad day")
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError):
