@@ -49,11 +49,15 @@ class TooLateError(Exception):
 
 
 class Body(aiohttp.BytesPayload):
-    """A body that is not written when it is too late; nor is the head then, which aiohttp writes with it."""
+    """A body that is not written when it is too late; nor is the head then, which aiohttp writes with it.
 
-    def __init__(self, value: bytes, is_late: Callable[[], bool]) -> None:
+    `on_write` is called right after.
+    """
+
+    def __init__(self, value: bytes, is_late: Callable[[], bool], on_write: Callable[[], None]) -> None:
         super().__init__(value, content_type="application/json")
         self._is_late = is_late
+        self._on_write = on_write
         self.is_withheld = False
 
     @override
@@ -62,6 +66,7 @@ class Body(aiohttp.BytesPayload):
             self.is_withheld = True
             raise TooLateError
         await super().write_with_length(writer, content_length)
+        self._on_write()
 
 
 class Request(aiohttp.ClientRequest):

@@ -1,13 +1,15 @@
 """N asyncio consumers: each takes one task, asks for its lease, makes one call to service A, reports one outcome."""
 
 import asyncio
+from collections import deque
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import structlog
 
 from configurator.jobs import Job
-from configurator.leases import Leases
+from configurator.leases import Answer, Leases
 from configurator.reports import Reports
 from configurator.service_a import ServiceA
 from configurator.settings import Settings
@@ -19,12 +21,16 @@ from runtime.background import vital
 
 log = structlog.stdlib.get_logger(__name__)
 
+AT_THE_DOOR = 200
+"""How many calls may be about to begin, from asking for their leases to writing their requests. More of them would only
+make each other late, and what has not asked can be given back."""
+
 
 class Consumers:
     """The consumers, and the intake that feeds them from one channel after the other.
 
     No work is taken while service A cannot be reached. While nobody grants leases, what was taken waits in hand: it is
-    no more than there are consumers, and the web processes dispatch it again to others.
+    no more than there may be consumers, and the web processes dispatch it again to others.
     """
 
     def __init__(self, session: Session, service_a: ServiceA, settings: Settings) -> None:
@@ -33,10 +39,15 @@ class Consumers:
         self._settings = settings
         self._leases = Leases(settings.results_urls, self._is_wanted)
         self._reports = Reports(session, settings.configured_key)
-        self._waiting: asyncio.Queue[Job | None] = asyncio.Queue()
-        """The jobs that no consumer has begun; None ends a consumer."""
+        self._waiting: deque[Job] = deque()
+        """The jobs that no consumer has taken. A consumer comes and goes with its job: thousands that take turns would
+        each be out of the processor's cache."""
+        self._taken: set[Job] = set()
+        """Those that a consumer has; the same in number."""
+        self._at_the_door: set[Job] = set()
+        """Those of them whose calls are about to begin."""
         self._group = asyncio.TaskGroup()
-        """All work, that which no consumer waits for included; should some of it fail, all ends."""
+        """All consumers, and dead letters; should some of it fail, all ends."""
         self._stopping = asyncio.Event()
         """Set when nothing more may be taken."""
         self._unsubscribed = asyncio.Event()
@@ -50,16 +61,13 @@ class Consumers:
 
     async def run(self) -> None:
         """Consume until stopped, and every outcome is with the broker."""
-        async with self._leases, asyncio.TaskGroup() as self._group:
-            background = [self._spawn(work) for work in (self._take_in(), self._service_a.watch())]
-            consumers = [self._spawn(self._consume()) for _ in range(self._settings.concurrency)]
-            await self._stopping.wait()
-            await self._unsubscribed.wait()
-            for _ in consumers:
-                self._waiting.put_nowait(None)
-            log.info("configurator.draining")
-            await asyncio.wait(consumers)
-            for task in background:
+        async with self._leases, asyncio.TaskGroup() as background:
+            tasks = [background.create_task(vital(work)) for work in (self._take_in(), self._service_a.watch())]
+            async with self._group:
+                await self._stopping.wait()
+                await self._unsubscribed.wait()
+                log.info("configurator.draining", calls=len(self._taken))
+            for task in tasks:
                 task.cancel()
 
     def stop(self) -> None:
@@ -83,8 +91,8 @@ class Consumers:
         await self._first(channel, self._service_a.unreachable.wait())
         if not channel.lost.done():
             await channel.cancel(consumer)
-        jobs = [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]
-        give_back(job.delivery for job in jobs if job)
+        give_back(job.delivery for job in self._waiting)
+        self._waiting.clear()
 
     async def _first(self, channel: Channel, condition: Coroutine[None, None, bool]) -> None:
         """Wait for a condition, but no longer than for the channel's loss or the process's stop."""
@@ -102,22 +110,37 @@ class Consumers:
         except DecodeError as error:
             self._spawn(self._dead_letter(delivery, error.reason))
             return
-        self._waiting.put_nowait(Job(task, delivery))
+        self._waiting.append(Job(task, delivery))
+        self._begin_more()
 
-    async def _consume(self) -> None:
-        while job := await self._waiting.get():
-            if await self._begins(job):
-                await self._reports.report(job, await self._call(job))
+    def _begin_more(self) -> None:
+        while self._waiting and len(self._taken) < self._settings.concurrency and len(self._at_the_door) < AT_THE_DOOR:
+            job = self._waiting.popleft()
+            self._taken.add(job)
+            self._at_the_door.add(job)
+            self._spawn(self._consume(job))
 
-    async def _begins(self, job: Job) -> bool:
+    def _leave_the_door(self, job: Job) -> None:
+        self._at_the_door.discard(job)
+        self._begin_more()
+
+    async def _consume(self, job: Job) -> None:
+        if await self._may_begin(job):
+            await self._reports.report(job, await self._call(job))
+        self._taken.remove(job)
+        self._leave_the_door(job)
+
+    async def _may_begin(self, job: Job) -> bool:
         """Ask for a job's lease until somebody says whether its call may begin, or nobody is to ask any more."""
-        while (granted := await self._leases.ask(job)) is None:
+        while (answer := await self._leases.ask(job)) in (Answer.UNDECIDED, Answer.UNANSWERED):
+            if answer is Answer.UNDECIDED:
+                self._leave_the_door(job)
             if not self._is_wanted(job):
                 give_back([job.delivery])
                 return False
-        if not granted:
+        if answer is Answer.REFUSED:
             acknowledge([job.delivery])
-        return granted
+        return answer is Answer.GRANTED
 
     def _is_wanted(self, job: Job) -> bool:
         """Whether to ask for a job's lease.
@@ -133,7 +156,7 @@ class Consumers:
         if self._stopping.is_set():
             return job.hand_back("the configurator stops")
         try:
-            outcome = await self._service_a.configure(job)
+            outcome = await self._service_a.configure(job, partial(self._leave_the_door, job))
         except Exception:
             log.exception("call.bug", task_id=str(job.task.task_id), attempt=job.task.attempt)
             outcome = job.end(OutcomeKind.UNKNOWN, "a bug", hold_seconds=max(0.0, job.seconds_left))
@@ -151,5 +174,5 @@ class Consumers:
         await delivery.channel.dead_letter(self._settings.to_configure_queue, delivery, reason)
         acknowledge([delivery])
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._group.create_task(vital(work))
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._group.create_task(vital(work))

@@ -5,6 +5,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
@@ -27,7 +28,22 @@ TIMEOUT_SECONDS = 5.0
 PAUSE_SECONDS = 0.5
 
 
-class _Answer(BaseModel):
+class Answer(StrEnum):
+    """What becomes of a wish to call service A."""
+
+    GRANTED = "granted"
+    REFUSED = "refused"
+    """It is another call's, or nobody's: its message is to be forgotten."""
+    UNDECIDED = "undecided"
+    """Somebody holds the task's row just now; ask again."""
+    UNANSWERED = "unanswered"
+    """No results process answers; or the job was not wanted any more, and not asked for."""
+
+
+ANSWERS = {True: Answer.GRANTED, False: Answer.REFUSED, None: Answer.UNDECIDED}
+
+
+class _Body(BaseModel):
     model_config = ConfigDict(strict=True)
 
     granted: list[bool | None]
@@ -67,26 +83,26 @@ class Leases:
         """What a readiness check says: None unless no results process answered when it was asked last."""
         return "results process: no leases" if len(self._failing) == len(self._urls) else None
 
-    async def ask(self, job: Job) -> bool | None:
-        """Ask for a job's lease: whether its call may begin now. None: nobody can say just now, ask again.
+    async def ask(self, job: Job) -> Answer:
+        """Ask for a job's lease: whether its call may begin now.
 
-        Asked again with the same lease after a grant whose answer was lost, it is granted again. None comes after a
-        pause, so that asking again at once is right.
+        When nobody can say just now, that comes after a pause, so that asking again at once is right. Asked again after
+        a grant whose answer was lost, it is granted again.
         """
-        granted = await self._batcher.submit(job)
-        metrics.LEASES.labels({True: "granted", False: "refused", None: "unanswered"}[granted]).inc()
-        if granted is None and self._is_wanted(job):
+        answer = await self._batcher.submit(job)
+        metrics.LEASES.labels(answer.value).inc()
+        if answer is Answer.UNDECIDED:
             await _pause()
-        elif granted is not None:
+        elif answer is not Answer.UNANSWERED:
             metrics.LEASE_SECONDS.observe(now() - job.asked_at)
-        return granted
+        return answer
 
-    async def _ask_all(self, jobs: Sequence[Job]) -> list[bool | None]:
-        asked = [job for job in jobs if self._is_wanted(job)]
-        granted = dict(zip(asked, await self._ask_anybody(asked), strict=True)) if asked else {}
-        return [granted.get(job) for job in jobs]
+    async def _ask_all(self, jobs: Sequence[Job]) -> list[Answer]:
+        wanted = [job for job in jobs if self._is_wanted(job)]
+        answers = dict(zip(wanted, await self._ask_anybody(wanted), strict=True)) if wanted else {}
+        return [answers.get(job, Answer.UNANSWERED) for job in jobs]
 
-    async def _ask_anybody(self, jobs: Sequence[Job]) -> Sequence[bool | None]:
+    async def _ask_anybody(self, jobs: Sequence[Job]) -> list[Answer]:
         """Ask one results process after the other until one answers; pause when none does."""
         asked_at = now()
         for job in jobs:
@@ -104,9 +120,9 @@ class Leases:
                 self._urls.rotate(-1)
                 continue
             self._note_answer(url)
-            return granted
+            return [ANSWERS[each] for each in granted]
         await _pause()
-        return [None] * len(jobs)
+        return [Answer.UNANSWERED] * len(jobs)
 
     async def _post(self, url: str, body: bytes, count: int) -> list[bool | None]:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -115,7 +131,7 @@ class Leases:
             if response.status != 200:
                 raise _NoAnswerError(f"HTTP {response.status}")
             try:
-                granted = _Answer.model_validate_json(said).granted
+                granted = _Body.model_validate_json(said).granted
             except ValidationError:
                 raise _NoAnswerError("not an answer of the results process") from None
             if len(granted) != count:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
@@ -75,15 +76,15 @@ class ServiceA:
         """What a readiness check says: None while A can be reached, and answers."""
         return self._silence.unready if self.reachable.is_set() else "service A: cannot be reached"
 
-    async def configure(self, job: Job) -> Outcome:
+    async def configure(self, job: Job, on_begin: Callable[[], None] = lambda: None) -> Outcome:
         """Call A once for a job that has its lease, and tell what came of it, within the task's time limit.
 
-        A job that is late is not called for, and handed back.
+        A job that is late is not called for, and handed back. `on_begin` is called when the request is written.
         """
         started = now()
         try:
             with metrics.IN_FLIGHT.track_inprogress():
-                kind, reason, retry_after = await self._call(job)
+                kind, reason, retry_after = await self._call(job, on_begin)
         except TooLateError:
             metrics.LATE.inc()
             return job.hand_back("the lease came late, or the process stood still")
@@ -94,9 +95,9 @@ class ServiceA:
         # Only what is handed back says 0: an A that wants no pause gets the usual one.
         return job.end(kind, reason, hold_seconds=hold, retry_after_seconds=retry_after or None)
 
-    async def _call(self, job: Job) -> tuple[OutcomeKind, str, float | None]:
+    async def _call(self, job: Job, on_begin: Callable[[], None]) -> tuple[OutcomeKind, str, float | None]:
         task = job.task
-        body = Body(_json(task), lambda: job.is_late)
+        body = Body(_json(task), lambda: job.is_late, on_begin)
         if job.is_late:
             raise TooLateError
         try:

@@ -162,7 +162,7 @@ MUTANTS = (
         "configurator/consumers.py",
         [
             (
-                "        if not granted:\n            acknowledge([job.delivery])\n        return granted\n",
+                "        return answer is Answer.GRANTED\n",
                 "        return True\n",
             )
         ],
@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant(
         "nobody is asked for a lease",
         "configurator/consumers.py",
-        [("            if await self._begins(job):\n", "            job.asked_at = 1e9\n            if job:\n")],
+        [("        if await self._may_begin(job):\n", "        job.asked_at = 1e9\n        if job:\n")],
         DOUBLED_WORK,
         frozenset({"without a lease"}),
     ),

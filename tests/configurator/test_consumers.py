@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from pytest_aiohttp import AiohttpClient
 from structlog.testing import capture_logs
 
-from configurator import jobs, service_a
+from configurator import consumers, jobs, service_a
 from configurator.app import create_app
 from configurator.jobs import Job
 from configurator.reports import Reports
@@ -538,6 +538,46 @@ async def test_a_stop_hands_back_what_is_granted_meanwhile_and_gives_back_what_h
     assert not fake_a.ledger
     assert await wire.waiting() == 5
     assert len(fake_results.asked) == 1
+
+
+async def test_only_so_many_calls_are_about_to_begin_and_what_waits_behind_goes_back_at_a_stop(
+    start: Start, wire: Wire, fake_results: FakeResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumers, "AT_THE_DOOR", 3)
+    await fake_results.stop()
+    app = await start()
+    tasks = _tasks(8)
+    await wire.put(*tasks)
+    await eventually(lambda: wire.waiting_is(0))
+    await fake_results.start()
+    gate = asyncio.Event()
+    fake_results.default = held(gate)
+    await eventually(lambda: fake_results.requests == 1)
+    with capture_logs() as logs:
+        stopping = asyncio.create_task(app.close())
+        await eventually(lambda: any(log["event"] == "configurator.draining" for log in logs))
+    await eventually(lambda: wire.waiting_is(5))
+    gate.set()
+    await stopping
+    assert len(fake_results.asked) == 3
+
+
+async def test_those_whose_rows_somebody_holds_hold_up_nobody(
+    start: Start, wire: Wire, fake_results: FakeResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumers, "AT_THE_DOOR", 3)
+    holding, other = _tasks(5), make_task("OTHERROUTER")
+
+    async def grant_the_other(fake: FakeResults, request: web.Request) -> web.StreamResponse:
+        asked = await fake.note(request)
+        return web.json_response({"granted": [True if each.task_id == str(other.task_id) else None for each in asked]})
+
+    fake_results.default = grant_the_other
+    await start()
+    await wire.put(*holding, other)
+    assert await wire.kinds(other) == [OutcomeKind.SUCCESS]
+    fake_results.default = decide()
+    assert await wire.kinds(*holding) == [OutcomeKind.SUCCESS] * 5
 
 
 async def test_a_stop_while_no_results_process_answers_gives_back_what_is_in_hand(

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from configurator import leases as client
 from configurator.jobs import Job
-from configurator.leases import BATCH, Leases
+from configurator.leases import BATCH, Answer, Leases
 from tests.configurator.calls import make_delivery, make_task
 from tests.conftest import eventually
 from tests.fake_results import FakeResults, Reaction, decide, grant_and_reset, held, reset, say
@@ -40,10 +40,10 @@ def make_job() -> Job:
     return Job(make_task(), make_delivery())
 
 
-async def until_said(leases: Leases, job: Job) -> bool:
-    while (granted := await leases.ask(job)) is None:
+async def until_said(leases: Leases, job: Job) -> Answer:
+    while (answer := await leases.ask(job)) is Answer.UNANSWERED:
         pass
-    return granted
+    return answer
 
 
 def events(logs: list[Any]) -> list[str]:
@@ -54,11 +54,16 @@ async def test_what_is_granted_refused_and_undecided_is_told_in_order(fake_resul
     jobs = [make_job() for _ in range(4)]
     fake_results.granted[str(jobs[1].task.task_id), 1] = "another call's"
     async with asking(fake_results) as leases:
-        assert await asyncio.gather(*map(leases.ask, jobs)) == [True, False, True, True]
+        assert await asyncio.gather(*map(leases.ask, jobs)) == [
+            Answer.GRANTED,
+            Answer.REFUSED,
+            Answer.GRANTED,
+            Answer.GRANTED,
+        ]
         fake_results.default = decide(None)
-        assert await leases.ask(jobs[0]) is None
+        assert await leases.ask(jobs[0]) is Answer.UNDECIDED
         fake_results.default = decide(False)
-        assert await leases.ask(jobs[0]) is False
+        assert await leases.ask(jobs[0]) is Answer.REFUSED
     assert {asked.lease for asked in fake_results.asked} == {str(job.lease) for job in jobs}
 
 
@@ -69,7 +74,7 @@ async def test_one_request_at_a_time_asks_for_all_that_have_gathered(fake_result
         asked = [asyncio.create_task(leases.ask(make_job())) for _ in range(1 + 2 * BATCH)]
         await eventually(lambda: fake_results.requests == 1)
         gate.set()
-        assert set(await asyncio.gather(*asked)) == {True}
+        assert set(await asyncio.gather(*asked)) == {Answer.GRANTED}
     assert fake_results.requests <= 4
     assert len(fake_results.asked) == len(asked)
 
@@ -100,10 +105,10 @@ async def test_where_one_fails_the_other_is_asked_with_the_same_lease(
     async with asking(*both, timeout_seconds=0.5) as leases:
         job = make_job()
         with capture_logs() as logs:
-            assert await leases.ask(job) is None
+            assert await leases.ask(job) is Answer.UNANSWERED
             missing = leases.unready
             first_asked_at = job.asked_at
-            assert await leases.ask(job) is True
+            assert await leases.ask(job) is Answer.GRANTED
         assert (missing, leases.unready) == ("results process: no leases", None)
     assert job.asked_at == first_asked_at
     assert {asked.lease for fake in both for asked in fake.asked} == {str(job.lease)}
@@ -115,7 +120,7 @@ async def test_one_of_two_that_fails_costs_nothing_but_the_first_try(both: tuple
     async with asking(*both) as leases:
         with capture_logs() as logs:
             for _ in range(5):
-                assert await leases.ask(make_job()) is True
+                assert await leases.ask(make_job()) is Answer.GRANTED
         assert leases.unready is None
     assert both[0].requests <= 1
     assert len(logs) == both[0].requests
@@ -127,9 +132,9 @@ async def test_an_outage_is_logged_when_it_begins_and_when_it_ends(fake_results:
         job = make_job()
         with capture_logs() as logs:
             for _ in range(3):
-                assert await leases.ask(job) is None
+                assert await leases.ask(job) is Answer.UNANSWERED
             await fake_results.start()
-            assert await until_said(leases, job) is True
+            assert await until_said(leases, job) is Answer.GRANTED
     assert events(logs) == ["leases.unavailable", "leases.available"]
     assert logs[0]["reason"] == "ClientConnectorError"
 
@@ -139,16 +144,16 @@ async def test_a_grant_whose_answer_is_lost_is_granted_again_to_the_same_call(fa
     async with asking(fake_results) as leases:
         job = make_job()
         copy = Job(job.task, job.delivery)
-        assert await leases.ask(job) is None
-        assert await leases.ask(copy) is False
-        assert await leases.ask(job) is True
+        assert await leases.ask(job) is Answer.UNANSWERED
+        assert await leases.ask(copy) is Answer.REFUSED
+        assert await leases.ask(job) is Answer.GRANTED
 
 
 async def test_for_a_job_that_nobody_wants_no_lease_is_asked_for(fake_results: FakeResults) -> None:
     unwanted, wanted = make_job(), make_job()
     async with asking(fake_results, is_wanted=lambda job: job is not unwanted) as leases:
-        assert await leases.ask(unwanted) is None
+        assert await leases.ask(unwanted) is Answer.UNANSWERED
         assert not unwanted.has_asked
         assert fake_results.requests == 0
-        assert await asyncio.gather(*map(leases.ask, (unwanted, wanted))) == [None, True]
+        assert await asyncio.gather(*map(leases.ask, (unwanted, wanted))) == [Answer.UNANSWERED, Answer.GRANTED]
     assert [asked.lease for asked in fake_results.asked] == [str(wanted.lease)]
