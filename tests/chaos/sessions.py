@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from tests.chaos.rig import Rig, until
 
-LOCKED = 10
+LOCKED = 20
 
 
 async def locked_rows(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
@@ -16,14 +16,15 @@ async def locked_rows(rig: Rig, rng: random.Random) -> AsyncIterator[None]:
         locked: list[str] = []
 
         async def lock() -> bool:
-            rows = await connection.fetch(
-                "SELECT id::text FROM task WHERE id IN (SELECT id FROM chaos_unfinished) AND active"
-                f" ORDER BY random() LIMIT {LOCKED - len(locked)} FOR UPDATE SKIP LOCKED"
-            )
-            locked.extend(row["id"] for row in rows)
+            # In all states, and again and again: those that are dispatched are there for some milliseconds only.
+            for state in ("begun_at IS NULL AND due_at IS NULL", "begun_at IS NOT NULL", "due_at IS NOT NULL"):
+                rows = await connection.fetch(
+                    f"SELECT id::text FROM task WHERE active AND {state} LIMIT 3 FOR UPDATE SKIP LOCKED"
+                )
+                locked.extend(row["id"] for row in rows)
             return len(locked) >= LOCKED
 
-        await until(lock, 1)
+        await until(lock, 2)
         rig.history.write("locked", tasks=locked)
         yield
         rig.history.write("unlocked", tasks=locked)
