@@ -95,6 +95,9 @@ class Proxy:
         self._rate = bytes_per_second
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # It was being accepted when we stopped.
+            writer.transport.abort()
+            return
         self._writers.add(writer)
         connection = asyncio.create_task(self._connect(reader, writer))
         self._connections.add(connection)
