@@ -37,7 +37,7 @@ class Consumers:
         self._session = session
         self._service_a = service_a
         self._settings = settings
-        self._leases = Leases(settings.results_urls, self._is_wanted)
+        self._leases = Leases(settings.results_urls)
         self._reports = Reports(session, settings.configured_key)
         self._waiting: deque[Job] = deque()
         """The jobs that no consumer has taken. A consumer comes and goes with its job: thousands that take turns would
@@ -88,6 +88,7 @@ class Consumers:
     async def _take_from(self, channel: Channel) -> None:
         """Take work until the process stops, A cannot be reached, or the channel is lost."""
         consumer = await channel.consume(self._settings.to_configure_queue, self._settings.concurrency, self._receive)
+        self._begin_more()  # A may have been away while the first deliveries came.
         await self._first(channel, self._service_a.unreachable.wait())
         if not channel.lost.done():
             await channel.cancel(consumer)
@@ -114,7 +115,10 @@ class Consumers:
         self._begin_more()
 
     def _begin_more(self) -> None:
-        while self._waiting and len(self._taken) < self._settings.concurrency and len(self._at_the_door) < AT_THE_DOOR:
+        if self._stopping.is_set() or not self._service_a.reachable.is_set():
+            return  # What waits goes back as soon as nothing more comes.
+        room = min(self._settings.concurrency - len(self._taken), AT_THE_DOOR - len(self._at_the_door))
+        for _ in range(min(room, len(self._waiting))):
             job = self._waiting.popleft()
             self._taken.add(job)
             self._at_the_door.add(job)
@@ -131,26 +135,16 @@ class Consumers:
         self._leave_the_door(job)
 
     async def _may_begin(self, job: Job) -> bool:
-        """Ask for a job's lease until somebody says whether its call may begin, or nobody is to ask any more."""
+        """Ask for a job's lease until somebody says whether its call may begin, or the process stops."""
         while (answer := await self._leases.ask(job)) in (Answer.UNDECIDED, Answer.UNANSWERED):
             if answer is Answer.UNDECIDED:
                 self._leave_the_door(job)
-            if not self._is_wanted(job):
+            if self._stopping.is_set():
                 give_back([job.delivery])
                 return False
         if answer is Answer.REFUSED:
             acknowledge([job.delivery])
         return answer is Answer.GRANTED
-
-    def _is_wanted(self, job: Job) -> bool:
-        """Whether to ask for a job's lease.
-
-        One that may have been granted is asked for again whatever happens but a stop: else the task would wait for a
-        call that never comes.
-        """
-        if job.has_asked:
-            return not self._stopping.is_set()
-        return not (self._unsubscribed.is_set() or job.delivery.channel.lost.done())
 
     async def _call(self, job: Job) -> Outcome:
         if self._stopping.is_set():

@@ -26,11 +26,6 @@ class Job:
     asked_at: float = math.inf
 
     @property
-    def has_asked(self) -> bool:
-        """Whether its lease may have been granted."""
-        return self.asked_at < math.inf
-
-    @property
     def seconds_left(self) -> float:
         """How long its call may take from now on."""
         return self.task.time_limit_seconds - (now() - self.asked_at)

@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
@@ -37,7 +37,7 @@ class Answer(StrEnum):
     UNDECIDED = "undecided"
     """Somebody holds the task's row just now; ask again."""
     UNANSWERED = "unanswered"
-    """No results process answers; or the job was not wanted any more, and not asked for."""
+    """No results process answers; it may have been granted."""
 
 
 ANSWERS = {True: Answer.GRANTED, False: Answer.REFUSED, None: Answer.UNDECIDED}
@@ -50,17 +50,11 @@ class _Body(BaseModel):
 
 
 class Leases:
-    """Asks one results process at a time, in batches, one request after the other.
+    """Asks one results process at a time, in batches, one request after the other."""
 
-    `is_wanted` is asked right before each request: for a job that nobody wants any more no lease is asked for.
-    """
-
-    def __init__(
-        self, urls: Sequence[str], is_wanted: Callable[[Job], bool], *, timeout_seconds: float = TIMEOUT_SECONDS
-    ) -> None:
+    def __init__(self, urls: Sequence[str], *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._urls = deque(random.sample(urls, len(urls)))
         """The one to be asked first; replicas spread over them."""
-        self._is_wanted = is_wanted
         self._failing: set[str] = set()
         """Those that did not answer when they were asked last."""
         self._http = aiohttp.ClientSession(
@@ -68,7 +62,7 @@ class Leases:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
-        self._batcher = Batcher("lease", self._ask_all, max_batch=BATCH, max_waiting=math.inf, timeout=math.inf)
+        self._batcher = Batcher("lease", self._ask_anybody, max_batch=BATCH, max_waiting=math.inf, timeout=math.inf)
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,11 +90,6 @@ class Leases:
         elif answer is not Answer.UNANSWERED:
             metrics.LEASE_SECONDS.observe(now() - job.asked_at)
         return answer
-
-    async def _ask_all(self, jobs: Sequence[Job]) -> list[Answer]:
-        wanted = [job for job in jobs if self._is_wanted(job)]
-        answers = dict(zip(wanted, await self._ask_anybody(wanted), strict=True)) if wanted else {}
-        return [answers.get(job, Answer.UNANSWERED) for job in jobs]
 
     async def _ask_anybody(self, jobs: Sequence[Job]) -> list[Answer]:
         """Ask one results process after the other until one answers; pause when none does."""

@@ -517,8 +517,9 @@ async def test_a_clean_stop_gives_back_what_is_not_begun(
 
 
 async def test_a_stop_hands_back_what_is_granted_meanwhile_and_gives_back_what_has_not_asked(
-    start: Start, wire: Wire, fake_a: FakeA, fake_results: FakeResults
+    start: Start, wire: Wire, fake_a: FakeA, fake_results: FakeResults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(consumers, "AT_THE_DOOR", 1)
     gate = asyncio.Event()
     fake_results.default = held(gate)
     app = await start()

@@ -1,7 +1,7 @@
 """The client of the leases: what each answer means, whom it asks next, and that every retry is the same lease's."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -29,10 +29,8 @@ async def both() -> AsyncIterator[tuple[FakeResults, FakeResults]]:
 
 
 @asynccontextmanager
-async def asking(
-    *fakes: FakeResults, is_wanted: Callable[[Job], bool] = lambda _: True, timeout_seconds: float = 60
-) -> AsyncIterator[Leases]:
-    async with Leases([fake.url for fake in fakes], is_wanted, timeout_seconds=timeout_seconds) as leases:
+async def asking(*fakes: FakeResults, timeout_seconds: float = 60) -> AsyncIterator[Leases]:
+    async with Leases([fake.url for fake in fakes], timeout_seconds=timeout_seconds) as leases:
         yield leases
 
 
@@ -147,13 +145,3 @@ async def test_a_grant_whose_answer_is_lost_is_granted_again_to_the_same_call(fa
         assert await leases.ask(job) is Answer.UNANSWERED
         assert await leases.ask(copy) is Answer.REFUSED
         assert await leases.ask(job) is Answer.GRANTED
-
-
-async def test_for_a_job_that_nobody_wants_no_lease_is_asked_for(fake_results: FakeResults) -> None:
-    unwanted, wanted = make_job(), make_job()
-    async with asking(fake_results, is_wanted=lambda job: job is not unwanted) as leases:
-        assert await leases.ask(unwanted) is Answer.UNANSWERED
-        assert not unwanted.has_asked
-        assert fake_results.requests == 0
-        assert await asyncio.gather(*map(leases.ask, (unwanted, wanted))) == [Answer.UNANSWERED, Answer.GRANTED]
-    assert [asked.lease for asked in fake_results.asked] == [str(wanted.lease)]
