@@ -59,7 +59,7 @@ class Clock:
 async def stepped(hours: float, rig: "Rig", rng: random.Random) -> AsyncIterator[None]:
     """The database's clock is stepped, and stepped back, while tasks wait for their next attempt."""
     assert rig.clock
-    await rig.service_a.behave("drop", 0.3)
+    await rig.service_a.behave("drop", 0.5)
     for step in (hours, -hours):
         await asyncio.sleep(CALM_SECONDS)
         rig.clock.set(rig.clock.offset + step * HOUR_SECONDS)
