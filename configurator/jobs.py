@@ -10,6 +10,8 @@ from runtime.clock import now
 
 LATENESS_SECONDS = 5.0
 """How long after its lease was asked for a call may begin."""
+LATENESS_SHARE = 1 / 4
+"""Of its limit, where that is shorter: with little left a call would end unknown, and A be at work for longer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +35,7 @@ class Job:
     @property
     def is_late(self) -> bool:
         """Whether its call must not begin any more: the lease came late, or the process stood still."""
-        return now() - self.asked_at > min(LATENESS_SECONDS, self.task.time_limit_seconds)
+        return now() - self.asked_at > min(LATENESS_SECONDS, LATENESS_SHARE * self.task.time_limit_seconds)
 
     def end(
         self,
