@@ -303,6 +303,8 @@ async def _black_hole(name: str, rig: Rig, rng: random.Random) -> AsyncIterator[
     link = rig.network.link(name)
     link.blackhole(True)
     yield
+    # This process may be slow: first it has to hear of all that was given up meanwhile, which must not arrive.
+    await asyncio.sleep(0.1)
     # What hung in the line arrives late or never.
     if rng.random() < 0.5:
         link.cut()
