@@ -16,9 +16,9 @@ from runtime.background import until
 from runtime.metrics import BATCH_SIZE
 from service_b import metrics
 from service_b.database import REFUSED_ROW, STORAGE_ERRORS
-from service_b.results.answers import Answers
 from service_b.results.decision import decide
 from service_b.results.settings import Settings
+from service_b.results.silence import Silence
 from service_b.tasks import outcomes
 from service_b.tasks.clock import Clock
 from service_b.tasks.outcomes import Change, Counted, Key
@@ -56,7 +56,7 @@ class Recorder:
         self._pool = pool
         self._settings = settings
         self._internal = internal
-        self._answers = Answers(pool)
+        self._silence = Silence(pool)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -139,7 +139,7 @@ class Recorder:
         for delivery, reason in unreadable.values():
             await channel.dead_letter(self._settings.configured_queue, delivery, reason)
             acknowledge([delivery])
-        await self._answers.note()
+        await self._silence.note()
 
     async def _apply(self, channel: Channel, ends: Sequence[End]) -> set[Key]:
         """Write outcomes down, and tell which are to be tried again; dead-letter what is refused."""
@@ -161,7 +161,7 @@ class Recorder:
             return await self._apply(channel, ends[:half]) | await self._apply(channel, ends[half:])
         for change, outcome, _ in ends:
             if counted := applied.counted.get(change.key):
-                self._answers.add(outcome)
+                self._silence.add(outcome)
                 _tell(change, outcome, counted)
             elif change.key not in applied.held:
                 metrics.OUTCOMES.labels("ignored").inc()

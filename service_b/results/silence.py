@@ -15,7 +15,7 @@ NOTE_SECONDS = 1.0
 """That it answers need not be said more often: the row is one for all."""
 
 
-class Answers:
+class Silence:
     """Notes whether service A answers, at once where it did not, else at most once in `note_seconds`."""
 
     def __init__(self, pool: asyncpg.Pool, *, note_seconds: float = NOTE_SECONDS) -> None:
@@ -40,7 +40,7 @@ class Answers:
         try:
             noted = await sparing.note(self._pool, answered=self._answered, silent_ends=self._silent)
         except STORAGE_ERRORS as error:
-            log.warning("answers.storage_unavailable", error=repr(error))
+            log.warning("silence.storage_unavailable", error=repr(error))
             return
         if noted:
             self._answered, self._silent, self._noted_at = False, 0, clock.now()

@@ -7,7 +7,7 @@ import pytest
 
 import runtime.clock
 from messaging.messages import Outcome, OutcomeKind
-from service_b.results.answers import Answers
+from service_b.results.silence import Silence
 
 SUCCESS, UNKNOWN = OutcomeKind.SUCCESS, OutcomeKind.UNKNOWN
 
@@ -20,10 +20,10 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-async def say(answers: Answers, *kinds: OutcomeKind) -> None:
+async def say(silence: Silence, *kinds: OutcomeKind) -> None:
     for kind in kinds:
-        answers.add(Outcome(task_id=uuid4(), attempt=1, lease=uuid4(), kind=kind))
-    await answers.note()
+        silence.add(Outcome(task_id=uuid4(), attempt=1, lease=uuid4(), kind=kind))
+    await silence.note()
 
 
 async def noted(sql: asyncpg.Connection) -> tuple[int, int]:
@@ -34,31 +34,31 @@ async def noted(sql: asyncpg.Connection) -> tuple[int, int]:
 async def test_answers_are_noted_once_a_second_and_silent_ends_at_once(
     pool: asyncpg.Pool, sql: asyncpg.Connection, now: list[float]
 ) -> None:
-    answers = Answers(pool)
-    await say(answers, UNKNOWN, SUCCESS, SUCCESS)
+    silence = Silence(pool)
+    await say(silence, UNKNOWN, SUCCESS, SUCCESS)
     assert await noted(sql) == (1, 0)
-    await say(answers, SUCCESS)
+    await say(silence, SUCCESS)
     now[0] += 0.9
-    await say(answers, OutcomeKind.NOT_FOUND)
+    await say(silence, OutcomeKind.NOT_FOUND)
     assert await noted(sql) == (1, 0)
-    await say(answers, UNKNOWN, UNKNOWN)
+    await say(silence, UNKNOWN, UNKNOWN)
     assert await noted(sql) == (2, 2), "with the answer that was kept"
-    await say(answers, UNKNOWN, OutcomeKind.LOST)
+    await say(silence, UNKNOWN, OutcomeKind.LOST)
     assert await noted(sql) == (2, 3)
-    await say(answers, OutcomeKind.REJECTED)
+    await say(silence, OutcomeKind.REJECTED)
     assert await noted(sql) == (2, 3)
     now[0] += 1
-    await say(answers)
+    await say(silence)
     assert await noted(sql) == (3, 0)
 
 
 async def test_what_cannot_be_noted_is_kept(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
-    answers = Answers(pool)
+    silence = Silence(pool)
     async with sql.transaction():
         await sql.fetch("SELECT FROM service_a FOR UPDATE")
-        await say(answers, SUCCESS, UNKNOWN)
+        await say(silence, SUCCESS, UNKNOWN)
     await sql.execute("ALTER TABLE service_a RENAME TO elsewhere")
-    await say(answers, UNKNOWN)
+    await say(silence, UNKNOWN)
     await sql.execute("ALTER TABLE elsewhere RENAME TO service_a")
-    await say(answers, UNKNOWN)
+    await say(silence, UNKNOWN)
     assert await noted(sql) == (1, 3)
