@@ -3,6 +3,8 @@
 What PostgreSQL shares between schemas, the names of notifications, must differ between them.
 """
 
+import asyncpg
+
 from service_b.database import Queries
 
 # The table is looked up as in every other statement, so this follows the search path, whoever has set it.
@@ -14,8 +16,14 @@ ANNOUNCE = f"SELECT pg_notify('task_due_' || {SCHEMA}, '')"
 
 
 async def name_due(connection: Queries) -> str:
-    """Tell what is notified when a task became due that no insert of the same process announces."""
-    name: str = await connection.fetchval(NAME_DUE)
+    """Tell what is notified when a task became due that no insert of the same process announces.
+
+    Raises `UndefinedTableError` also where the table is made or dropped at this very moment: its name is found then,
+    but not its row.
+    """
+    name: str | None = await connection.fetchval(NAME_DUE)
+    if name is None:
+        raise asyncpg.UndefinedTableError("the task table is just being made or dropped")
     return name
 
 

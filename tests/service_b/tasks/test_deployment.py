@@ -52,3 +52,14 @@ async def test_one_process_of_each_leads(mine: asyncpg.Connection, theirs: async
     assert await leadership.lead(mine, first)
     assert await leadership.lead(theirs, second)
     assert not await leadership.lead(mine, third)
+
+
+async def test_a_table_that_is_made_or_dropped_meanwhile(sql: asyncpg.Connection, database_url: str) -> None:
+    migrating = await asyncpg.connect(database_url)
+    async with sql.transaction(isolation="repeatable_read"):
+        await sql.execute("SELECT 1")
+        # Its name is known at once, its row not to whoever has looked before.
+        await migrating.execute("ALTER TABLE task RENAME TO former; CREATE TABLE task (LIKE former)")
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await deployment.name_due(sql)
+    await migrating.close()
