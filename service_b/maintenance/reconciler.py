@@ -18,6 +18,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 ROUND_SECONDS = 1.0
 BATCH = 1000
+IDLE_SHARE = 4
+"""It rests so many times as long as a round took. Under an old snapshot a round reads all that has changed since."""
 
 
 class Reconciler:
@@ -33,6 +35,7 @@ class Reconciler:
         self._round_seconds = round_seconds
         self._id = uuid4()
         self._round_at = clock.now()
+        self._rest_until = 0.0
         self._stranded_after = ""
         self.leading = False
         """Whether it is this process's turn."""
@@ -45,8 +48,9 @@ class Reconciler:
             try:
                 async with self._pool.acquire() as connection:
                     await self._take_turn(connection)
-                    if self.leading:
+                    if self.leading and (started := clock.now()) >= self._rest_until:
                         is_done = await self._go_round(connection)
+                        self._rest_until = clock.now() + IDLE_SHARE * (clock.now() - started) * is_done
                 self._round_at = clock.now()
             except STORAGE_ERRORS as error:
                 self._turn(leads=False)
@@ -56,7 +60,7 @@ class Reconciler:
             await asyncio.sleep(self._round_seconds if is_done else 0)
 
     async def whenever_leading(self, work: Callable[[], Awaitable[float | None]]) -> None:
-        """Do more work of the kind, beside the rounds, until cancelled; it may tell how many seconds to pause."""
+        """Do more work of the kind, beside the rounds, until cancelled; it may tell how long to pause, in seconds."""
         while True:
             pause = None
             if self.leading:
@@ -66,7 +70,7 @@ class Reconciler:
                     log.warning("maintenance.storage_unavailable", error=repr(error), retry_in=self._round_seconds)
                 except Exception:
                     log.exception("maintenance.bug", retry_in=self._round_seconds)
-            await asyncio.sleep(pause or self._round_seconds)
+            await asyncio.sleep(max(pause or 0, self._round_seconds))
 
     async def _take_turn(self, connection: Connection) -> None:
         jump = await self._internal.look(connection)

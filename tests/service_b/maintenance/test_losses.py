@@ -4,9 +4,10 @@ Where time has to pass, the tests move what the table remembers into the past, i
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import asyncpg
 import pytest
@@ -16,6 +17,7 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind
 from messaging.session import Session
 from messaging.settings import BrokerSettings
+from runtime import clock
 from service_b.app import POOL, Periods
 from service_b.app import create_app as create_web_app
 from service_b.database import DatabaseSettings
@@ -24,8 +26,10 @@ from service_b.maintenance.reconciler import Reconciler
 from service_b.results.app import create_app as create_results_app
 from service_b.results.settings import Settings as ResultsSettings
 from service_b.settings import Settings as WebSettings
+from service_b.tasks import overdue
 from service_b.tasks.claims import Dispatch
 from service_b.tasks.clock import Clock
+from service_b.tasks.overdue import Call
 from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.queues import busy_reader, count_ready, declare, metric, queue_exists, take
 from tests.tasks import A, B, accept, begin, claim, lease_of, let_time_pass, row, states
@@ -60,8 +64,8 @@ class Rig:
         await self.clock.look(self.sql)
         await self.report()
 
-    async def report(self) -> None:
-        await report(self.session, self.pool, self.broker, self.clock)
+    async def report(self) -> float:
+        return await report(self.session, self.pool, self.broker, self.clock)
 
     async def take(self) -> list[Outcome]:
         """Take all reports."""
@@ -229,3 +233,19 @@ async def test_a_lost_call_is_made_again(
             return bool((await row(sql, id_))["attempt"] == 2)
 
         await eventually(is_dispatched_again)
+
+
+async def test_a_slow_look_is_followed_by_a_long_pause(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while an old snapshot lives."""
+    real, ahead = clock.now, 0.0
+    monkeypatch.setattr(clock, "now", lambda: real() + ahead)
+    take_lost = overdue.take_lost
+
+    async def slow(pool: asyncpg.Pool, now: datetime, limit: int) -> Sequence[Call]:
+        nonlocal ahead
+        ahead += 1000
+        return await take_lost(pool, now, limit)
+
+    monkeypatch.setattr(overdue, "take_lost", slow)
+    await rig.clock.look(rig.sql)
+    assert await rig.report() >= 4000

@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -14,11 +16,12 @@ from aiohttp import web
 from pydantic import SecretStr
 from typing_extensions import override
 
+from runtime import clock
 from service_b.app import Periods, create_app
 from service_b.database import Connection, DatabaseSettings
 from service_b.maintenance.reconciler import Reconciler
 from service_b.settings import Settings
-from service_b.tasks import claims
+from service_b.tasks import claims, expiry
 from service_b.tasks.clock import Clock
 from tests.conftest import eventually
 from tests.queues import metric
@@ -36,8 +39,13 @@ def database_url(emptied_database_url: str) -> str:
 class CountingReconciler(Reconciler):
     """Counts its rounds."""
 
-    rounds = 0
+    turns = rounds = 0
     failure: Exception | None = None
+
+    @override
+    async def _take_turn(self, connection: Connection) -> None:
+        self.turns += 1
+        await super()._take_turn(connection)
 
     @override
     async def _go_round(self, connection: Connection) -> bool:
@@ -158,6 +166,25 @@ async def test_who_leads_corrects_a_jump_of_the_databases_clock(
         correction = await sql.fetchval("SELECT correction FROM task_clock")
         assert abs(correction.total_seconds()) < 1
         assert metric("clock_jumps_total") == jumps + 1
+
+
+async def test_a_slow_round_is_followed_by_a_long_rest(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while an old snapshot lives."""
+    real, ahead = clock.now, 0.0
+    monkeypatch.setattr(clock, "now", lambda: real() + ahead)
+    expire = expiry.expire
+
+    async def slow(*arguments: Any) -> list[UUID]:
+        nonlocal ahead
+        ahead += 1000
+        return await expire(*arguments)
+
+    monkeypatch.setattr(expiry, "expire", slow)
+    async with reconciling(pool) as (reconciler, _):
+        await eventually(lambda: reconciler.turns > 10)
+        assert (reconciler.rounds, reconciler.leading) == (1, True)
+        ahead += 4000
+        await eventually(rounds_of(reconciler, more=1))
 
 
 @pytest.mark.parametrize("failure", [asyncpg.PostgresConnectionError("gone"), ZeroDivisionError("a bug")])
