@@ -23,6 +23,8 @@ from runtime.clock import now
 log = structlog.stdlib.get_logger(__name__)
 
 BATCH = 500
+GATHER_SECONDS = 0.01
+"""So long a batch waits for more; next to a call of a minute nobody notices."""
 TIMEOUT_SECONDS = 5.0
 """After that long a call that is granted would not begin any more."""
 PAUSE_SECONDS = 0.5
@@ -62,7 +64,14 @@ class Leases:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
-        self._batcher = Batcher("lease", self._ask_anybody, max_batch=BATCH, max_waiting=math.inf, timeout=math.inf)
+        self._batcher = Batcher(
+            "lease",
+            self._ask_anybody,
+            max_batch=BATCH,
+            max_waiting=math.inf,
+            timeout=math.inf,
+            gather_seconds=GATHER_SECONDS,
+        )
 
     async def __aenter__(self) -> Self:
         return self

@@ -15,6 +15,8 @@ from runtime.batching import Batcher
 
 REPUBLISH_SECONDS = 0.5
 BATCH = 500
+GATHER_SECONDS = 0.01
+"""So long a batch waits for more; next to a call of a minute nobody notices."""
 
 
 class Reports:
@@ -23,7 +25,14 @@ class Reports:
     def __init__(self, session: Session, routing_key: str) -> None:
         self._session = session
         self._routing_key = routing_key
-        self._batcher = Batcher("report", self._publish, max_batch=BATCH, max_waiting=math.inf, timeout=math.inf)
+        self._batcher = Batcher(
+            "report",
+            self._publish,
+            max_batch=BATCH,
+            max_waiting=math.inf,
+            timeout=math.inf,
+            gather_seconds=GATHER_SECONDS,
+        )
 
     async def report(self, job: Job, outcome: Outcome) -> None:
         """Publish the outcome until the broker has it safe, and only then acknowledge."""

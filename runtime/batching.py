@@ -5,8 +5,9 @@
                   │             └─ caller gone or told "too late": the item may be stored or not, nobody knows
                   └─ caller gone or told "too late": dropped, and certainly not stored
 
-There is no timer that makes items wait: an idle batcher flushes an item at once, a busy one takes what came during the
-last flush. So batches are as large as the store is slow, and a lone item is as quick as without a batcher.
+An idle batcher flushes an item at once, a busy one takes what came during the last flush. So batches are as large as
+the store is slow, and a lone item is as quick as without a batcher. Where nobody would notice `gather_seconds`, each
+flush waits that long for more, and the store has fewer of them.
 """
 
 import asyncio
@@ -41,6 +42,7 @@ class Batcher(Generic[Item, Result]):
     `flush` gets 1 to `max_batch` items and returns one result each, in order. When it raises one of `poison` (the
     store refuses a row, whichever it is), the batch is halved until only the bad items fail; any other error goes to
     every caller of the batch. At most `max_waiting` items of together `max_bytes` wait, each as large as `size` says.
+    A flush begins after `gather_seconds`, unless it is full already.
     A caller that has waited for `timeout` seconds gets `TimeoutError`, within `check_seconds` more.
     """
 
@@ -55,6 +57,7 @@ class Batcher(Generic[Item, Result]):
         max_bytes: float = math.inf,
         size: Callable[[Item], int] | None = None,
         poison: tuple[type[Exception], ...] = (),
+        gather_seconds: float = 0.0,
         check_seconds: float = 0.25,
     ) -> None:
         self._flush = flush
@@ -64,6 +67,7 @@ class Batcher(Generic[Item, Result]):
         self._max_bytes = max_bytes
         self._measure = size
         self._poison = poison
+        self._gather_seconds = gather_seconds
         self._check_seconds = check_seconds
         # What no flush has taken yet, oldest first, and its bytes.
         self._waiting: deque[Entry[Item, Result]] = deque()
@@ -98,7 +102,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _flush_waiting(self) -> None:
         try:
-            while batch := self._next_batch():
+            while batch := await self._gather():
                 self._in_flush = batch
                 self._batch_size.observe(len(batch))
                 await self._flush_batch(batch)
@@ -107,6 +111,11 @@ class Batcher(Generic[Item, Result]):
             raise
         finally:
             self._flusher, self._in_flush = None, ()
+
+    async def _gather(self) -> Sequence[Entry[Item, Result]]:
+        if self._gather_seconds and 0 < len(self._waiting) < self._max_batch:
+            await asyncio.sleep(self._gather_seconds)
+        return self._next_batch()
 
     def _next_batch(self) -> Sequence[Entry[Item, Result]]:
         """Take the oldest items whose callers still wait for them; empty when nothing waits."""

@@ -51,6 +51,7 @@ def make(
     max_waiting: int = 100,
     max_bytes: float = math.inf,
     timeout: float = math.inf,
+    gather_seconds: float = 0.0,
     check_seconds: float = 0.01,
 ) -> Batcher[int, int]:
     return Batcher(
@@ -61,6 +62,7 @@ def make(
         max_bytes=max_bytes,
         size=lambda item: item,
         timeout=timeout,
+        gather_seconds=gather_seconds,
         poison=(PoisonError,),
         check_seconds=check_seconds,
     )
@@ -312,3 +314,20 @@ async def test_when_the_loop_is_closed_every_caller_is_told() -> None:
         await first
     assert [type(error) for error in await rest] == [FlushCancelledError] * 2
     await batcher.close()
+
+
+async def test_a_flush_may_wait_for_more() -> None:
+    store = Store()
+    batcher = make(store.flush, gather_seconds=0.2)
+    first = asyncio.create_task(batcher.submit(1))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert await asyncio.gather(first, batcher.submit(2)) == [2, 4]
+    assert store.batches == [[1, 2]]
+
+
+async def test_a_flush_that_is_full_waits_for_nothing() -> None:
+    store = Store()
+    batcher = make(store.flush, gather_seconds=3600, max_batch=2)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        assert await asyncio.gather(batcher.submit(1), batcher.submit(2)) == [2, 4]
