@@ -103,8 +103,25 @@ class Recorder:
         What somebody else holds the row of stays unacknowledged and comes again by `deliveries`, with a later batch.
         """
         BATCH_SIZE.labels("outcome").observe(len(batch))
+        ends, unreadable = self._read(batch)
+        held = await self._apply_until_stopped(channel, list(ends.values())) if ends else set()
+        if held is None:
+            return
+        kept = {delivery.tag: delivery for _, _, delivery in map(ends.__getitem__, held)}
+        if kept:
+            log.warning("recorder.held", outcomes=len(kept), retry_in=HELD_SECONDS)
+        for delivery in kept.values():
+            asyncio.get_running_loop().call_later(HELD_SECONDS, deliveries.put_nowait, delivery)
+        unsettled = {*unreadable, *kept}
+        acknowledge(delivery for delivery in batch if delivery.tag not in unsettled)
+        for delivery, reason in unreadable.values():
+            await channel.dead_letter(self._settings.configured_queue, delivery, reason)
+            acknowledge([delivery])
+        await self._silence.note()
+
+    def _read(self, batch: Sequence[Delivery]) -> tuple[dict[Key, End], dict[int, tuple[Delivery, str]]]:
+        """Tell what a batch does, each attempt once, and by their tags which deliveries cannot be read, and why."""
         ends: dict[Key, End] = {}
-        held: set[Key] = set()
         unreadable: dict[int, tuple[Delivery, str]] = {}
         for delivery in batch:
             try:
@@ -117,29 +134,25 @@ class Recorder:
                 metrics.OUTCOMES.labels("ignored").inc()
                 continue
             ends[change.key] = (change, outcome, delivery)
-        while ends and not channel.lost.done():
+        return ends, unreadable
+
+    async def _apply_until_stopped(self, channel: Channel, ends: Sequence[End]) -> set[Key] | None:
+        """Write outcomes down, however long the storage is away, and tell whose rows are held.
+
+        None when the channel is lost meanwhile, or given up because of a stop: its messages come again.
+        """
+        while not channel.lost.done():
             try:
-                held = await self._apply(channel, list(ends.values()))
-                break
+                return await self._apply(channel, ends)
             except STORAGE_ERRORS as error:
                 log.warning("recorder.storage_unavailable", error=repr(error), retry_in=self._pause_seconds)
             except Exception:
                 log.exception("recorder.bug", outcomes=len(ends), retry_in=self._pause_seconds)
             if self._stopping.is_set():
                 channel.lose("stopped while outcomes cannot be written down")
-                return
+                return None
             await asyncio.sleep(self._pause_seconds)
-        kept = {delivery.tag: delivery for _, _, delivery in map(ends.__getitem__, held)}
-        if kept:
-            log.warning("recorder.held", outcomes=len(kept), retry_in=HELD_SECONDS)
-        for delivery in kept.values():
-            asyncio.get_running_loop().call_later(HELD_SECONDS, deliveries.put_nowait, delivery)
-        unsettled = {*unreadable, *kept}
-        acknowledge(delivery for delivery in batch if delivery.tag not in unsettled)
-        for delivery, reason in unreadable.values():
-            await channel.dead_letter(self._settings.configured_queue, delivery, reason)
-            acknowledge([delivery])
-        await self._silence.note()
+        return None
 
     async def _apply(self, channel: Channel, ends: Sequence[End]) -> set[Key]:
         """Write outcomes down, and tell which are to be tried again; dead-letter what is refused."""

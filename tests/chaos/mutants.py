@@ -101,8 +101,8 @@ MUTANTS = (
         "service_b/results/recorder.py",
         [
             (
-                "        while ends and not channel.lost.done():\n",
-                "        acknowledge(batch)\n        while ends and not channel.lost.done():\n",
+                "        ends, unreadable = self._read(batch)\n",
+                "        ends, unreadable = self._read(batch)\n        acknowledge(batch)\n",
             ),
             ("        acknowledge(delivery for delivery in batch if delivery.tag not in unsettled)\n", ""),
             ("            acknowledge([delivery])\n", ""),

@@ -322,7 +322,7 @@ async def test_a_flush_may_wait_for_more() -> None:
     first = asyncio.create_task(batcher.submit(1))
     for _ in range(10):
         await asyncio.sleep(0)
-    assert await asyncio.gather(first, batcher.submit(2)) == [2, 4]
+    assert list(await asyncio.gather(first, batcher.submit(2))) == [2, 4]
     assert store.batches == [[1, 2]]
 
 
@@ -330,4 +330,4 @@ async def test_a_flush_that_is_full_waits_for_nothing() -> None:
     store = Store()
     batcher = make(store.flush, gather_seconds=3600, max_batch=2)
     async with asyncio.timeout(DEADLINE_SECONDS):
-        assert await asyncio.gather(batcher.submit(1), batcher.submit(2)) == [2, 4]
+        assert await submit_all(batcher, [1, 2]) == [2, 4]
