@@ -109,7 +109,7 @@ async def delete_a_queue(fleet: Fleet, name: str) -> None:
     connection = await aiormq.connect(fleet.queues.nodes[0])
     channel = await connection.channel()
     async with posting(fleet, web_process) as paths:
-        for _ in range(4):
+        for _ in range(10):
             accepted = len(paths)
             await eventually(lambda: len(paths) > accepted + 50)  # noqa: B023 - awaited right here
             await channel.queue_delete(getattr(fleet.queues, name))
