@@ -13,6 +13,7 @@ from pamqp.commands import Basic
 
 from messaging.topology import dead_letter_queue
 from tests.chaos.rig import CONFIGURED, LIMIT_SECONDS, TO_CONFIGURE, Rig
+from tests.queues import count_ready
 
 EXCHANGE = "exchange"
 OURS = "chaos"
@@ -141,7 +142,9 @@ async def moved_back(rig: Rig) -> None:
     async with rig.amqp() as channel:
         for queue, key in KEYS.items():
             moved = 0
-            while (message := await channel.basic_get(dead_letter_queue(queue), no_ack=True)).body:
-                await publish(channel, key, message.body)
-                moved += 1
+            # Once each: whoever cannot read it dead-letters it again.
+            for _ in range(await count_ready(channel, dead_letter_queue(queue))):
+                if body := (await channel.basic_get(dead_letter_queue(queue), no_ack=True)).body:
+                    await publish(channel, key, body)
+                    moved += 1
             rig.history.write("moved.back", queue=queue, messages=moved)
