@@ -62,4 +62,6 @@ async def test_a_table_that_is_made_or_dropped_meanwhile(sql: asyncpg.Connection
         await migrating.execute("ALTER TABLE task RENAME TO former; CREATE TABLE task (LIKE former)")
         with pytest.raises(asyncpg.UndefinedTableError):
             await deployment.name_due(sql)
+    # Other tests use the same tables.
+    await migrating.execute("DROP TABLE task; ALTER TABLE former RENAME TO task")
     await migrating.close()
