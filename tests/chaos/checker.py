@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -118,7 +118,8 @@ def check(history: Sequence[Event]) -> Verdict:
     found += _check_attempts(calls, rows, changes)
     found += _check_leases(events, calls, changes, min(LEASE_SECONDS, run.get("limit", math.inf)))
     found += _check_locks(events)
-    found += _check_late(calls, _standstills(events))
+    given_up = {event["sent"]: event["t"] for event in events["given up"]}
+    found += _check_late(calls, given_up, _standstills(events))
     if events["run"] and events["run"][0].get("once"):
         found += _check_repeats(calls)
     found += _check_order(events, rows, changes, calls)
@@ -318,10 +319,12 @@ def _standstills(events: dict[str, list[Event]]) -> list[tuple[float, float]]:
     return found
 
 
-def _check_late(calls: Sequence[Call], standstills: Sequence[tuple[float, float]]) -> Iterable[Violation]:
-    """What its caller has given up must not reach A, unless A itself stood still."""
+def _check_late(
+    calls: Sequence[Call], given_up: Mapping[float, float], standstills: Sequence[tuple[float, float]]
+) -> Iterable[Violation]:
+    """What its caller has given up must not reach A, unless A itself stood still. `given_up`: when, by when sent."""
     for call in calls:
-        late = call.begin - call.limit - CLOCK_SLACK_SECONDS
+        late = call.begin - max(call.limit, given_up.get(call.sent, 0.0)) - CLOCK_SLACK_SECONDS
         if late > 0 and not any(began <= call.begin and call.sent <= ended for began, ended in standstills):
             yield Violation("late", call.begin, call.task, f"{call.device}: attempt {call.attempt}, {late:.3f} s")
 
