@@ -26,12 +26,18 @@ def _read_object_text(value: object) -> object:
     """
     if isinstance(value, dict):
         return pydantic_core.to_json(value).decode()
-    if isinstance(value, str):
-        try:
-            _check(value)
-        except ValidationError:
-            raise ValueError("should be the text of a JSON object") from None  # Without the text.
+    if isinstance(value, str) and not is_object_text(value):
+        raise ValueError("should be the text of a JSON object")  # Without the text.
     return value
+
+
+def is_object_text(text: str) -> bool:
+    """Tell whether a text is that of exactly one JSON object."""
+    try:
+        _check(text)
+    except ValidationError:
+        return False
+    return True
 
 
 ObjectText = Annotated[str, BeforeValidator(_read_object_text)]
@@ -99,6 +105,8 @@ class OutcomeKind(StrEnum):
     """The call surely never began: nothing was configured."""
     UNKNOWN = "unknown"
     """The call began, and no answer of A's came back."""
+    UNOPENED = "unopened"
+    """The parameters were sealed for another task, or tampered with: no call was made, and none can be."""
     LOST = "lost"
     """No outcome came in time: the process that made the call is gone, or was cut off."""
 

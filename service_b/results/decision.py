@@ -6,13 +6,15 @@ from messaging.messages import Outcome, OutcomeKind
 from service_b.results.settings import Settings
 from service_b.tasks.outcomes import Change
 
-CODES = {
+ANSWERED = {
     OutcomeKind.SUCCESS: 200,
     OutcomeKind.NOT_FOUND: 404,
     OutcomeKind.FAILED: 500,
     OutcomeKind.REJECTED: 500,
 }
-"""The final outcomes, and what a client is told of them."""
+"""The final outcomes by service A's own answer, and what a client is told of them."""
+CODES = ANSWERED | {OutcomeKind.UNOPENED: 500}
+"""All final ones."""
 
 
 def backoff_seconds(attempt: int, base: float, limit: float, chance: float) -> float:

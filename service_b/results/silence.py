@@ -6,7 +6,7 @@ import structlog
 from messaging.messages import Outcome, OutcomeKind
 from runtime import clock
 from service_b.database import STORAGE_ERRORS
-from service_b.results.decision import CODES
+from service_b.results.decision import ANSWERED
 from service_b.tasks import sparing
 
 log = structlog.stdlib.get_logger(__name__)
@@ -28,7 +28,7 @@ class Silence:
 
     def add(self, outcome: Outcome) -> None:
         """Take an end into account. A call that was lost says nothing, nor does one that was handed back."""
-        if outcome.kind in CODES:
+        if outcome.kind in ANSWERED:
             self._answered, self._silent = True, 0
         elif outcome.kind in (OutcomeKind.UNKNOWN, OutcomeKind.UNAVAILABLE) and outcome.retry_after_seconds != 0:
             self._silent += 1

@@ -16,6 +16,7 @@ CODES = {
     OutcomeKind.NOT_FOUND: 404,
     OutcomeKind.FAILED: 500,
     OutcomeKind.REJECTED: 500,
+    OutcomeKind.UNOPENED: 500,
     OutcomeKind.UNAVAILABLE: None,
     OutcomeKind.UNKNOWN: None,
     OutcomeKind.LOST: None,

@@ -50,6 +50,9 @@ async def test_answers_are_noted_once_a_second_and_silent_ends_at_once(
     now[0] += 1
     await say(silence)
     assert await noted(sql) == (3, 0)
+    now[0] += 1
+    await say(silence, OutcomeKind.UNOPENED)
+    assert await noted(sql) == (3, 0), "service A was not asked"
 
 
 async def test_what_cannot_be_noted_is_kept(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:

@@ -1,0 +1,32 @@
+"""Keys to seal and open with, for tests."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from messaging.sealing.keys import key_id, read_public_key
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """The files of one key pair."""
+
+    private: Path
+    public: Path
+
+    @property
+    def id(self) -> str:
+        """What a sealed value calls it."""
+        return key_id(read_public_key(self.public))
+
+
+def make_keys(folder: Path) -> KeyPair:
+    """Make a key pair."""
+    folder.mkdir(exist_ok=True)
+    key = X25519PrivateKey.generate()
+    pair = KeyPair(folder / "seal.key", folder / "seal.pub")
+    pair.private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    pair.public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return pair
