@@ -3,6 +3,7 @@
 SHELL := /bin/sh
 python := .venv/bin/python
 bootstrap := tests/system/bootstrap.sh
+locks := requirements.txt tests/system/requirements.txt tests/requirements.txt .ci/audit/requirements.txt
 # Three tests at a time, on servers of each worker's own: they wait more than they work. A file's tests stay together; the
 # long ones come first. After a worker that has died there is no other, so that a test that hangs ends the run.
 workers := -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
@@ -53,15 +54,26 @@ logs: system-venv ## Follow the logs of `make up`
 lint: test-venv ## Run every static check
 	@.ci/lint
 
+.PHONY: audit
+audit: audit-venv ## Look for known vulnerabilities of everything that is pinned (asks the package index)
+	@$(python) -m pip_audit --strict --disable-pip --require-hashes $(addprefix --requirement ,$(locks))
+
+.PHONY: sbom
+sbom: audit-venv ## List what the services are made of, with hashes: .local/sbom.json (CycloneDX)
+	@$(python) -m cyclonedx_py requirements requirements.txt --pyproject pyproject.toml --output-reproducible \
+		--output-file .local/sbom.json && echo "see .local/sbom.json"
+
 .PHONY: lock
 lock: test-venv ## Pin the dependencies of pyproject.toml anew
 	@.ci/lock
 
-.PHONY: system-venv test-venv rabbitmq libfaketime
+.PHONY: system-venv test-venv audit-venv rabbitmq libfaketime
 system-venv:
 	@$(bootstrap) venv requirements.txt tests/system/requirements.txt
 test-venv:
 	@$(bootstrap) venv requirements.txt tests/system/requirements.txt tests/requirements.txt
+audit-venv:
+	@$(bootstrap) venv requirements.txt .ci/audit/requirements.txt
 rabbitmq:
 	@$(bootstrap) rabbitmq
 libfaketime:

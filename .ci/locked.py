@@ -12,6 +12,7 @@ LOCKS = {
     "requirements.txt": (),
     "tests/system/requirements.txt": ("system",),
     "tests/requirements.txt": ("system", "test"),
+    ".ci/audit/requirements.txt": ("audit",),
 }
 # One pinned package: `name==version ; marker \`, its hashes, and the comment that says who asked for it.
 PIN = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^\s;\\]+)(?P<rest>.*(?:\n .*)*)", re.MULTILINE)
