@@ -33,6 +33,7 @@ CREATE TABLE public.finished (
     equipment_id text NOT NULL COLLATE pg_catalog."C",
     reason text,
     parameters json,
+    submitted_by text COLLATE pg_catalog."C",
     CONSTRAINT finished_code CHECK (
 CASE status
     WHEN 'success'::text THEN (code = 200)
@@ -61,6 +62,7 @@ CREATE TABLE public.finished_default (
     equipment_id text CONSTRAINT finished_equipment_id_not_null NOT NULL COLLATE pg_catalog."C",
     reason text,
     parameters json,
+    submitted_by text COLLATE pg_catalog."C",
     CONSTRAINT finished_code CHECK (
 CASE status
     WHEN 'success'::text THEN (code = 200)
@@ -234,6 +236,7 @@ CREATE TABLE public.task (
     answers_before bigint DEFAULT 0 NOT NULL,
     chances smallint,
     losts smallint DEFAULT 0 NOT NULL,
+    submitted_by text COLLATE pg_catalog."C",
     CONSTRAINT task_active_is_due_or_dispatched CHECK (((NOT active) OR (due_at IS NOT NULL) OR (attempt > 0))),
     CONSTRAINT task_attempt CHECK (((attempt >= 0) AND ((attempt = 0) = (dispatched_at IS NULL)))),
     CONSTRAINT task_begun CHECK (((begun_at IS NULL) OR (active AND (due_at IS NULL) AND (lease IS NOT NULL)))),
@@ -430,4 +433,5 @@ INSERT INTO public.schema_migrations (version) VALUES
     ('20261125100000'),
     ('20261125110000'),
     ('20261125120000'),
-    ('20261125130000');
+    ('20261125130000'),
+    ('20261126100000');

@@ -26,13 +26,17 @@ class Submission:
         self._wake = wake
         self._inserts: Storage[NewTask, None] = Storage("insert", self._insert, _size)
 
-    async def submit(self, equipment_id: str, timeout_seconds: int, parameters: str) -> UUID:
-        """Store a task and return its id once it is committed. `parameters` is JSON text.
+    async def submit(
+        self, equipment_id: str, timeout_seconds: int, parameters: str, submitted_by: str | None = None
+    ) -> UUID:
+        """Store a task and return its id once it is committed.
+
+        `parameters` is JSON text, `submitted_by` the name of the token that it was submitted with.
 
         Raises what `Storage.ask` raises; the task may be stored all the same then.
         """
         task_id = UUID(uuid7().bytes)
-        task = NewTask(task_id, equipment_id, timeout_seconds, parameters)
+        task = NewTask(task_id, equipment_id, timeout_seconds, parameters, submitted_by)
         await self._inserts.ask(task, task_id)
         return task_id
 

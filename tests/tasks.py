@@ -33,9 +33,11 @@ EVERY_TASK = f"""(
 """Unfinished and finished ones, with what they have in common; to be read as a table."""
 
 
-def new_task(equipment_id: str, *, timeout_seconds: int = 1, parameters: str = "{}") -> NewTask:
+def new_task(
+    equipment_id: str, *, timeout_seconds: int = 1, parameters: str = "{}", submitted_by: str | None = None
+) -> NewTask:
     """A task to store."""
-    return NewTask(uuid7(), equipment_id, timeout_seconds, parameters)
+    return NewTask(uuid7(), equipment_id, timeout_seconds, parameters, submitted_by)
 
 
 async def accept(
@@ -44,10 +46,11 @@ async def accept(
     timeout_seconds: int = 1,
     grace_seconds: float = 0,
     deadline_seconds: float = 3600,
+    submitted_by: str | None = None,
     now: datetime | None = None,
 ) -> list[UUID]:
     """Store one task for each device, in one batch; return their ids."""
-    new = [new_task(equipment_id, timeout_seconds=timeout_seconds) for equipment_id in equipment_ids]
+    new = [new_task(each, timeout_seconds=timeout_seconds, submitted_by=submitted_by) for each in equipment_ids]
     await inserts.insert(pool, new, grace_seconds=grace_seconds, deadline_seconds=deadline_seconds, now=now)
     return [task.id for task in new]
 

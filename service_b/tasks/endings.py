@@ -9,10 +9,11 @@ gone AS (
     RETURNING task.*, ending.code, ending.reason AS last_reason
 ), ended AS (
     INSERT INTO finished (id, seq, created_at, finished_at, timeout_seconds, attempt, code, status, equipment_id,
-                          reason, parameters)
+                          reason, parameters, submitted_by)
     SELECT id, seq, created_at, now(), timeout_seconds, attempt, code,
            CASE code WHEN 200 THEN 'success' ELSE 'error' END, equipment_id, last_reason,
-           CASE WHEN keep_parameters = 'all' OR keep_parameters = 'failed' AND code <> 200 THEN parameters END
+           CASE WHEN keep_parameters = 'all' OR keep_parameters = 'failed' AND code <> 200 THEN parameters END,
+           submitted_by
     FROM gone
     RETURNING id, attempt, equipment_id, created_at
 )

@@ -15,14 +15,14 @@ DUE_AT_ONCE = f"least({NOW}, $8::timestamptz + interval '1 s')"
 
 INSERT = f"""
 WITH new AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[])
-    WITH ORDINALITY AS new (id, equipment_id, timeout_seconds, parameters, position)
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $9::text[])
+    WITH ORDINALITY AS new (id, equipment_id, timeout_seconds, parameters, submitted_by, position)
 ), first AS (
     -- Due at once: the first of its device, where nothing unfinished is in front of it.
     INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
-                      active, due_at)
+                      submitted_by, active, due_at)
     SELECT DISTINCT ON (equipment_id COLLATE "C") id, equipment_id, timeout_seconds, parameters::json,
-           timeout_seconds + $5, {ACCEPTED} + $6::interval, $7, true, {DUE_AT_ONCE}
+           timeout_seconds + $5, {ACCEPTED} + $6::interval, $7, submitted_by, true, {DUE_AT_ONCE}
     FROM new
     -- Scalar, so that each is looked up by its key, whatever the statistics say.
     WHERE (SELECT true FROM task WHERE task.equipment_id = new.equipment_id AND active LIMIT 1) IS NULL
@@ -34,9 +34,9 @@ WITH new AS MATERIALIZED (
     RETURNING id
 )
 INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
-                  active)
+                  submitted_by, active)
 SELECT id, equipment_id, timeout_seconds, parameters::json,
-       timeout_seconds + $5, {ACCEPTED} + $6::interval, $7, false
+       timeout_seconds + $5, {ACCEPTED} + $6::interval, $7, submitted_by, false
 FROM new WHERE id NOT IN (SELECT id FROM first) ORDER BY position
 RETURNING equipment_id
 """
@@ -44,12 +44,13 @@ RETURNING equipment_id
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """A task to store. `parameters` is JSON text."""
+    """A task to store. `parameters` is JSON text, `submitted_by` the name of the token that it came with."""
 
     id: UUID
     equipment_id: str
     timeout_seconds: int
     parameters: str = field(repr=False)
+    submitted_by: str | None = None
 
 
 async def insert(
@@ -79,5 +80,6 @@ async def insert(
         timedelta(seconds=deadline_seconds),
         keep_parameters,
         now,
+        [task.submitted_by for task in tasks],
     )
     await promotion.promote(connection, [row["equipment_id"] for row in waiting])

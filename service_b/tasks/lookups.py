@@ -6,10 +6,10 @@ from uuid import UUID
 
 from service_b.database import Queries
 
-UNFINISHED = "SELECT id, equipment_id FROM task WHERE id = ANY($1::uuid[])"
+UNFINISHED = "SELECT id, equipment_id, submitted_by FROM task WHERE id = ANY($1::uuid[])"
 
 FINISHED = """
-SELECT id, equipment_id, code FROM finished
+SELECT id, equipment_id, code, submitted_by FROM finished
 -- Says the same twice, so that no partition is opened but those of the days between.
 WHERE id = ANY($1::uuid[]) AND id BETWEEN $2 AND $3
 """
@@ -21,6 +21,8 @@ class Status:
 
     equipment_id: str
     code: int | None
+    # The name of the token that it came with, if it came with one.
+    submitted_by: str | None = None
 
 
 async def look_up(connection: Queries, ids: Sequence[UUID]) -> list[Status | None]:
@@ -29,8 +31,8 @@ async def look_up(connection: Queries, ids: Sequence[UUID]) -> list[Status | Non
     A task moves one way, at one moment: what is not among the unfinished any more is found among the finished
     afterwards. Those who ask mostly ask for unfinished ones, and locking all partitions costs more than to find these.
     """
-    found = {row["id"]: Status(row["equipment_id"], None) for row in await connection.fetch(UNFINISHED, ids)}
+    found = {id_: Status(device, None, token) for id_, device, token in await connection.fetch(UNFINISHED, ids)}
     if others := [id_ for id_ in ids if id_ not in found]:
         for row in await connection.fetch(FINISHED, others, min(others), max(others)):
-            found[row["id"]] = Status(row["equipment_id"], row["code"])
+            found[row["id"]] = Status(row["equipment_id"], row["code"], row["submitted_by"])
     return [found.get(id_) for id_ in ids]

@@ -4,7 +4,7 @@ import asyncpg
 
 from service_b.database import STORAGE_ERRORS, Queries, describe
 
-PROBE = "SELECT FROM task, task_begun WHERE false"
+PROBE = "SELECT task.submitted_by FROM task, task_begun WHERE false"
 """Names something of the newest migration: before that nothing works."""
 
 
@@ -12,7 +12,7 @@ async def unready(connection: Queries) -> str | None:
     """Say what is missing; None while the task table can be read."""
     try:
         await connection.execute(PROBE)
-    except asyncpg.UndefinedTableError:
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
         return "database: not migrated"
     except STORAGE_ERRORS as error:
         return f"database: {describe(error)}"

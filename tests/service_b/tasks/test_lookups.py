@@ -8,7 +8,7 @@ from uuid_utils.compat import uuid7
 from service_b.database import DatabaseSettings, connect
 from service_b.tasks import lookups
 from service_b.tasks.lookups import Status
-from tests.tasks import A, B, C, accept, apply, claimed_by_id, finish, one_of_each
+from tests.tasks import A, B, C, accept, apply, claimed_by_id, end_by_hand, finish, one_of_each
 
 
 async def test_statuses_come_in_the_order_asked_for(pool: asyncpg.Pool) -> None:
@@ -37,3 +37,13 @@ async def test_a_look_up_opens_the_partitions_of_its_days_alone(database: Databa
     plan = [line[0] for line in lines]
     assert len([line for line in plan if " on finished_" in line]) == 1
     assert any("Subplans Removed" in line for line in plan)
+
+
+async def test_a_task_carries_whose_it_is_to_its_end(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    """The first of a device and those that wait, unfinished and finished."""
+    ids = [*await accept(pool, A, A, submitted_by="oss"), *await accept(pool, B)]
+    for code in (None, 200):
+        if code:
+            await end_by_hand(sql, "true", code=code)
+        looked_up = await lookups.look_up(pool, ids)
+        assert looked_up == [Status(A, code, "oss"), Status(A, code, "oss"), Status(B, code, None)]
