@@ -50,6 +50,10 @@ down: system-venv ## Stop what `make up` has started; its data stays
 logs: system-venv ## Follow the logs of `make up`
 	@$(python) -m tests.system logs
 
+.PHONY: token
+token: system-venv ## Make a token for the API (NAME=, ROLES=, and perhaps DEVICES=, EXPIRES=)
+	@$(python) -m service_b.tokens "$$NAME" "$$ROLES" --devices "$$DEVICES" --expires "$$EXPIRES"
+
 .PHONY: lint
 lint: test-venv ## Run every static check
 	@.ci/lint

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import asyncpg
+import structlog
 from aiohttp import web
 from prometheus_client import REGISTRY
 
@@ -24,7 +25,10 @@ from service_b.statuses import Statuses
 from service_b.submission import Submission
 from service_b.tasks import lookups, readiness
 from service_b.tasks.clock import Clock
+from service_b.tokens.file import LOOK_SECONDS, Tokens
 from service_b.wakeup import listen
+
+log = structlog.stdlib.get_logger(__name__)
 
 STOP_SECONDS = 10.0
 
@@ -35,6 +39,7 @@ class Periods:
 
     poll: float = POLL_SECONDS
     round: float = ROUND_SECONDS
+    tokens: float = LOOK_SECONDS
 
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
@@ -42,6 +47,7 @@ PERIODS = web.AppKey("PERIODS", Periods)
 POOL = web.AppKey("POOL", asyncpg.Pool)
 WAKE = web.AppKey("WAKE", asyncio.Event)
 INTERNAL = web.AppKey("INTERNAL", Clock)
+TOKENS = web.AppKey("TOKENS", Tokens)
 
 
 def create_app(settings: Settings, periods: Periods = Periods()) -> web.Application:
@@ -53,7 +59,11 @@ def create_app(settings: Settings, periods: Periods = Periods()) -> web.Applicat
     app[WAKE] = asyncio.Event()
     app[INTERNAL] = Clock()
     app.cleanup_ctx.extend([_storage, _background])
-    routes.add_routes(app.router)
+    if settings.tokens_file:
+        app[TOKENS] = Tokens(settings.tokens_file, look_seconds=periods.tokens)
+    else:
+        log.warning("api.open", reason="TOKENS_FILE is not set: whoever reaches the port may submit and see tasks")
+    routes.add_routes(app.router, app.get(TOKENS))
 
     async def storage() -> str | None:
         return await readiness.unready(app[POOL])
@@ -104,6 +114,8 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
             "reconciler": Endless(reconciler.run),
             **{name: Endless(partial(reconciler.whenever_leading, chore)) for name, chore in chores.items()},
         }
+        if tokens := app.get(TOKENS):
+            loops["tokens"] = Endless(tokens.follow)
         async with running(loops, stop_seconds=STOP_SECONDS):
             yield
         REGISTRY.unregister(backlog)

@@ -1,12 +1,14 @@
 """Settings of the web process."""
 
+from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from messaging.settings import BrokerSettings
 from runtime.settings import OwnHost, Port, ProcessSettings
 from service_b.database import DatabaseSettings
+from service_b.tokens.file import TokensFileError, read
 
 
 class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
@@ -14,6 +16,7 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
 
     Several processes share one port only with `reuse_port`, so that none does so by mistake. `max_connections` is by
     default, and at most, what the descriptors allow. `keep_parameters` says of which tasks they are kept when they end.
+    Without `tokens_file` the API is open to everybody.
     """
 
     app_name: str = "SERVICE_B"
@@ -26,6 +29,17 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
     task_deadline_seconds: float = Field(86400, gt=0, le=31_536_000, allow_inf_nan=False)
     retention_days: int = Field(90, ge=1, le=3650)
     keep_parameters: Literal["failed", "all", "none"] = "failed"
+    tokens_file: Path | None = None
+
+    @field_validator("tokens_file")
+    @classmethod
+    def _check_tokens_file(cls, value: Path | None) -> Path | None:
+        try:
+            if value:
+                read(value)
+        except TokensFileError as error:
+            raise ValueError(f"must be a file of tokens ({error})") from None
+        return value
 
     @model_validator(mode="after")
     def _check_retention(self) -> Self:

@@ -34,6 +34,30 @@ class TaskNotFoundError(ApiError):
     message = "The requested task is not found"
 
 
+class NoTokenError(ApiError):
+    """The request carries no token (RFC 6750, 3: then no error code is told)."""
+
+    code = 401
+    message = "A token is needed"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class InvalidTokenError(ApiError):
+    """What the request carries is no token, or an unknown, revoked or expired one."""
+
+    code = 401
+    message = "The token is not valid"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+
+
+class InsufficientScopeError(ApiError):
+    """The token has none of the roles that the route is for."""
+
+    code = 403
+    message = "The token does not allow this"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
+
+
 class BadRequestError(ApiError):
     """The body cannot be read."""
 

@@ -19,8 +19,11 @@ from service_b.api.errors import (
     EquipmentNotFoundError,
     TaskNotFoundError,
 )
+from service_b.api.guard import Route, guarded
 from service_b.statuses import Statuses
 from service_b.submission import Submission
+from service_b.tokens.access import Access
+from service_b.tokens.file import Tokens
 
 T = TypeVar("T")
 
@@ -38,25 +41,29 @@ SUBMISSION = web.AppKey("SUBMISSION", Submission)
 STATUSES = web.AppKey("STATUSES", Statuses)
 
 
-def add_routes(router: web.UrlDispatcher) -> None:
-    """Serve the contract's routes."""
-    router.add_get("/api/v1/", tell_name)
-    router.add_post("/api/v1/equipment/cpe/{id:[^/]+}", create_task)
-    router.add_get("/api/v1/equipment/cpe/{id:[^/]+}/task/{task:[^/]+}", tell_status)
+def add_routes(router: web.UrlDispatcher, tokens: Tokens | None) -> None:
+    """Serve the contract's routes: to everybody, or to those who have a token."""
+    for route in ROUTES:
+        handler = guarded(route, tokens) if tokens else route.handler
+        router.add_route(route.method, route.path, handler)
+        if route.method == "GET":
+            router.add_route("HEAD", route.path, handler)
 
 
-async def tell_name(request: web.Request) -> web.StreamResponse:
+async def tell_name(request: web.Request, access: Access | None = None) -> web.StreamResponse:
     """Tell who answers."""
     return Answer(200, json.dumps(f"{request.app[APP_NAME]} - v1").encode())
 
 
-async def create_task(request: web.Request) -> web.StreamResponse:
+async def create_task(request: web.Request, access: Access | None = None) -> web.StreamResponse:
     """Store a task, and answer with its id once it is committed."""
-    serial = parse_serial(request.match_info["id"])
+    serial = _parse_serial(request, access)
     if _is_compressed(request.headers):
         raise CompressedBodyError
     wanted = parse_request(await _read(request))
-    name = str(await request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters))
+    submitted_by = access.name if access else None
+    task = await request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters, submitted_by)
+    name = str(task)
     return Answer(
         200,
         b'{"code":200,"taskId":"%s"}' % name.encode(),
@@ -64,13 +71,13 @@ async def create_task(request: web.Request) -> web.StreamResponse:
     )
 
 
-async def tell_status(request: web.Request) -> web.StreamResponse:
+async def tell_status(request: web.Request, access: Access | None = None) -> web.StreamResponse:
     """Tell what became of a task."""
-    serial = parse_serial(request.match_info["id"])
+    serial = _parse_serial(request, access)
     if not CANONICAL_UUID.fullmatch(request.match_info["task"]):
         raise TaskNotFoundError
     status = await request.app[STATUSES].get(request.match_info["task"])
-    if status is None:
+    if status is None or (access and not access.sees(status.equipment_id, status.submitted_by)):
         raise TaskNotFoundError
     if status.equipment_id != serial or status.code == 404:
         raise EquipmentNotFoundError
@@ -79,6 +86,21 @@ async def tell_status(request: web.Request) -> web.StreamResponse:
     if status.code != 200:
         return json_error(ApiError.code, ApiError().body())
     return Answer(200, COMPLETED)
+
+
+ROUTES = (
+    Route("GET", "/api/v1/", tell_name, frozenset()),
+    Route("POST", "/api/v1/equipment/cpe/{id:[^/]+}", create_task, frozenset({"submit"})),
+    Route("GET", "/api/v1/equipment/cpe/{id:[^/]+}/task/{task:[^/]+}", tell_status, frozenset({"read", "operate"})),
+)
+
+
+def _parse_serial(request: web.Request, access: Access | None) -> str:
+    """Read whose device it is about. One that a token is not for answers as one that does not exist."""
+    serial = parse_serial(request.match_info["id"])
+    if access and not access.covers(serial):
+        raise EquipmentNotFoundError
+    return serial
 
 
 def _is_compressed(headers: CIMultiDictProxy[str]) -> bool:

@@ -1,5 +1,6 @@
 """Every process's settings: the contract's defaults, the same as in env.example, and one line about a wrong value."""
 
+import os
 import re
 import subprocess
 import sys
@@ -66,6 +67,7 @@ WEB = (
         "TASK_DEADLINE_SECONDS": "86400",
         "RETENTION_DAYS": "90",
         "KEEP_PARAMETERS": "failed",
+        "TOKENS_FILE": "",
     }
 )
 RESULTS = (
@@ -183,6 +185,7 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch) ->
         "KEEP_PARAMETERS": "all",
         "AMQP_URL": "",
         "DATABASE_URL": "",
+        "TOKENS_FILE": os.devnull,
         "APP_HOST": "127.0.0.1",
         "HEALTH_HOST": "::1",
         "KNOWN_EQUIPMENT": "ABC1234,DEF5678",

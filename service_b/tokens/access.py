@@ -1,0 +1,43 @@
+"""What the holder of a token may do."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import translate
+from typing import Literal, Self, get_args
+
+Role = Literal["submit", "read", "operate", "admin"]
+ROLES: frozenset[Role] = frozenset(get_args(Role))
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What one token is good for. `name` tells whose it is, and whose a task is that was submitted with it."""
+
+    name: str
+    roles: frozenset[Role]
+    # Matches the serials of its devices.
+    devices: re.Pattern[str]
+    # Until when, in seconds since 1970.
+    expires: float = math.inf
+
+    @classmethod
+    def of(cls, name: str, roles: Iterable[Role], devices: Iterable[str], expires: datetime | None) -> Self:
+        """Make it of what the file says. In a pattern, `*` stands for any characters; an admin's are not looked at."""
+        held = frozenset(roles)
+        if "admin" in held:
+            held, devices = ROLES, ("*",)
+        matching = re.compile("|".join(map(translate, devices)))
+        return cls(name, held, matching, expires.timestamp() if expires else math.inf)
+
+    def covers(self, equipment_id: str) -> bool:
+        """Tell whether a device is one of the token's."""
+        return self.devices.match(equipment_id) is not None
+
+    def sees(self, equipment_id: str, submitted_by: str | None) -> bool:
+        """Tell whether a task may be seen: its device, and the name of the token that it was submitted with."""
+        if not self.covers(equipment_id):
+            return False
+        return "operate" in self.roles or ("read" in self.roles and submitted_by == self.name)
