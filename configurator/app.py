@@ -6,6 +6,7 @@ from functools import partial
 from aiohttp import web
 
 from configurator.consumers import Consumers
+from configurator.keys import PAUSE_SECONDS, Keys
 from configurator.service_a import PROBE_SECONDS, ServiceA
 from configurator.settings import Settings
 from messaging.session import Session
@@ -15,13 +16,17 @@ from runtime.health import add_health_routes
 SETTINGS = web.AppKey("SETTINGS", Settings)
 SESSION = web.AppKey("SESSION", Session)
 SERVICE_A = web.AppKey("SERVICE_A", ServiceA)
+KEYS = web.AppKey("KEYS", Keys)
 CONSUMERS = web.AppKey("CONSUMERS", Consumers)
 
 
-def create_app(settings: Settings, probe_seconds: float = PROBE_SECONDS) -> web.Application:
-    """Wire the configurator."""
+def create_app(
+    settings: Settings, probe_seconds: float = PROBE_SECONDS, pause_seconds: float = PAUSE_SECONDS
+) -> web.Application:
+    """Wire the configurator. It looks for service A so often, and for a key after such a pause."""
     app = web.Application()
     app[SETTINGS] = settings
+    keys = app[KEYS] = Keys(settings.seal_key_files, pause_seconds=pause_seconds)
     app.cleanup_ctx.append(partial(_consumers, probe_seconds=probe_seconds))
 
     async def broker() -> str | None:
@@ -33,7 +38,10 @@ def create_app(settings: Settings, probe_seconds: float = PROBE_SECONDS) -> web.
     async def leases() -> str | None:
         return app[CONSUMERS].unready
 
-    add_health_routes(app, broker, service_a, leases)
+    async def seals() -> str | None:
+        return keys.unready
+
+    add_health_routes(app, broker, service_a, leases, seals)
     return app
 
 
@@ -46,6 +54,6 @@ async def _consumers(app: web.Application, probe_seconds: float) -> AsyncIterato
     ):
         app[SESSION] = session
         app[SERVICE_A] = service_a
-        app[CONSUMERS] = consumers = Consumers(session, service_a, settings)
+        app[CONSUMERS] = consumers = Consumers(session, service_a, app[KEYS], settings)
         async with running({"consumers": consumers}, stop_seconds=settings.shutdown_grace_seconds):
             yield

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from configurator.jobs import Job
+from configurator.keys import Keys
 from configurator.leases import Answer, Leases
 from configurator.reports import Reports
 from configurator.service_a import ServiceA
@@ -16,6 +17,7 @@ from configurator.settings import Settings
 from messaging.channel import Channel
 from messaging.deliveries import Delivery, acknowledge, give_back
 from messaging.messages import ConfigureTask, DecodeError, Outcome, OutcomeKind
+from messaging.sealing.opener import OpenError
 from messaging.session import Session
 from runtime.background import vital
 
@@ -29,19 +31,23 @@ make each other late, and what has not asked can be given back."""
 class Consumers:
     """The consumers, and the intake that feeds them from one channel after the other.
 
-    No work is taken while service A cannot be reached. While nobody grants leases, what was taken waits in hand: it is
-    no more than there may be consumers, and the web processes dispatch it again to others.
+    No work is taken while service A cannot be reached, nor while a key is missing that tasks are sealed for. While
+    nobody grants leases, what was taken waits in hand: it is no more than there may be consumers, and the web processes
+    dispatch it again to others.
     """
 
-    def __init__(self, session: Session, service_a: ServiceA, settings: Settings) -> None:
+    def __init__(self, session: Session, service_a: ServiceA, keys: Keys, settings: Settings) -> None:
         self._session = session
         self._service_a = service_a
+        self._keys = keys
         self._settings = settings
         self._leases = Leases(settings.results_urls)
         self._reports = Reports(session, settings.configured_key)
         self._waiting: deque[Job] = deque()
         """The jobs that no consumer has taken. A consumer comes and goes with its job: thousands that take turns would
         each be out of the processor's cache."""
+        self._locked: list[Delivery] = []
+        """What is sealed for a key that is not here, to be given back."""
         self._taken: set[Job] = set()
         """Those that a consumer has; the same in number."""
         self._at_the_door: set[Job] = set()
@@ -77,7 +83,7 @@ class Consumers:
     async def _take_in(self) -> None:
         async for channel in self._session:
             while not channel.lost.done():
-                await self._first(channel, self._service_a.reachable.wait())
+                await self._first(channel, self._may_take())
                 if self._stopping.is_set():
                     await asyncio.wait({channel.lost})
                 elif not channel.lost.done():
@@ -85,19 +91,24 @@ class Consumers:
                     await self._take_from(channel)
                     self._unsubscribed.set()
 
+    async def _may_take(self) -> None:
+        await self._keys.look_again()
+        await self._service_a.reachable.wait()
+
     async def _take_from(self, channel: Channel) -> None:
-        """Take work until the process stops, A cannot be reached, or the channel is lost."""
+        """Take work until the process stops, A cannot be reached, a key is missing, or the channel is lost."""
         consumer = await channel.consume(self._settings.to_configure_queue, self._settings.concurrency, self._receive)
         self._begin_more()  # A may have been away while the first deliveries came.
-        await self._first(channel, self._service_a.unreachable.wait())
+        await self._first(channel, self._service_a.unreachable.wait(), self._keys.missing.wait())
         if not channel.lost.done():
             await channel.cancel(consumer)
-        give_back(job.delivery for job in self._waiting)
+        give_back([*self._locked, *(job.delivery for job in self._waiting)])
+        self._locked.clear()
         self._waiting.clear()
 
-    async def _first(self, channel: Channel, condition: Coroutine[None, None, bool]) -> None:
-        """Wait for a condition, but no longer than for the channel's loss or the process's stop."""
-        waits = [asyncio.ensure_future(condition), asyncio.ensure_future(self._stopping.wait())]
+    async def _first(self, channel: Channel, *conditions: Coroutine[Any, Any, object]) -> None:
+        """Wait for one of the conditions, but no longer than for the channel's loss or the process's stop."""
+        waits = [asyncio.ensure_future(condition) for condition in (*conditions, self._stopping.wait())]
         everything: list[asyncio.Future[Any]] = [*waits, channel.lost]
         try:
             await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
@@ -111,8 +122,11 @@ class Consumers:
         except DecodeError as error:
             self._spawn(self._dead_letter(delivery, error.reason))
             return
-        self._waiting.append(Job(task, delivery))
-        self._begin_more()
+        if self._keys.are_here(task):
+            self._waiting.append(Job(task, delivery))
+            self._begin_more()
+        else:
+            self._locked.append(delivery)
 
     def _begin_more(self) -> None:
         if self._stopping.is_set() or not self._service_a.reachable.is_set():
@@ -150,7 +164,11 @@ class Consumers:
         if self._stopping.is_set():
             return job.hand_back("the configurator stops")
         try:
+            job.parameters = self._keys.open(job.task)
             outcome = await self._service_a.configure(job, partial(self._leave_the_door, job))
+        except OpenError:
+            log.error("call.unopened", task_id=str(job.task.task_id), attempt=job.task.attempt)
+            outcome = job.end(OutcomeKind.UNOPENED, "the parameters were sealed for another task, or tampered with")
         except Exception:
             log.exception("call.bug", task_id=str(job.task.task_id), attempt=job.task.attempt)
             outcome = job.end(OutcomeKind.UNKNOWN, "a bug", hold_seconds=max(0.0, job.seconds_left))

@@ -19,13 +19,19 @@ class Job:
     """A task brought by a delivery, until its outcome is with the broker; its call may never begin.
 
     `lease`: made for this one call. `asked_at`: when it was asked for first, by `runtime.clock`; the database has
-    written down a later time, so that what is counted from here ends before what is counted there.
+    written down a later time, so that what is counted from here ends before what is counted there. `parameters`: JSON
+    text, sealed until the call begins if it came so.
     """
 
     task: ConfigureTask
     delivery: Delivery
     lease: UUID = field(default_factory=uuid4)
     asked_at: float = math.inf
+    parameters: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Take the parameters as they came."""
+        self.parameters = self.task.parameters
 
     @property
     def seconds_left(self) -> float:

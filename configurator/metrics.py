@@ -10,6 +10,7 @@ CALLS = Histogram(
 )
 IN_FLIGHT = Gauge("service_a_calls_in_flight", "Calls to service A that have not ended")
 PAUSED = Gauge("service_a_unreachable", "1 while no work is taken because service A cannot be reached")
+KEYLESS = Gauge("seal_key_missing", "1 while no work is taken because tasks are sealed for a key that is not here")
 SILENT_ENDS = Gauge("service_a_silent_ends", "Calls in a row that ended without an answer of service A's own")
 LATE = Counter("calls_late", "Calls that were not made because their leases came late, or the process stood still")
 OUTCOMES = Counter("outcomes_published", "Outcomes confirmed by the broker, by kind", ["kind"])

@@ -17,7 +17,7 @@ from configurator.answers import classify, parse_retry_after, read
 from configurator.connections import Answer, Body, Request, TooLateError, open_socket
 from configurator.jobs import Job
 from configurator.silence import Silence
-from messaging.messages import ConfigureTask, Outcome, OutcomeKind
+from messaging.messages import Outcome, OutcomeKind
 from runtime.clock import now
 
 log = structlog.stdlib.get_logger(__name__)
@@ -97,7 +97,7 @@ class ServiceA:
 
     async def _call(self, job: Job, on_begin: Callable[[], None]) -> tuple[OutcomeKind, str, float | None]:
         task = job.task
-        body = Body(_json(task), lambda: job.is_late, on_begin)
+        body = Body(_json(job), lambda: job.is_late, on_begin)
         if job.is_late:
             raise TooLateError
         try:
@@ -117,7 +117,7 @@ class ServiceA:
                 ),
             ) as response:
                 said = await read(response)
-                kind, reason = classify(response.status, said, task.parameters)
+                kind, reason = classify(response.status, said, job.parameters)
                 return kind, reason, parse_retry_after(response.headers, datetime.now(UTC))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self.reachable.clear()
@@ -154,5 +154,5 @@ class ServiceA:
         return True
 
 
-def _json(task: ConfigureTask) -> bytes:
-    return b'{"timeoutInSeconds":%d,"parameters":%s}' % (task.timeout_in_seconds, task.parameters.encode())
+def _json(job: Job) -> bytes:
+    return b'{"timeoutInSeconds":%d,"parameters":%s}' % (job.task.timeout_in_seconds, job.parameters.encode())

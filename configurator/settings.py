@@ -1,10 +1,12 @@
 """Settings of the configurator."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import Field, field_validator
 from yarl import URL
 
+from messaging.sealing.keys import read_private_keys
 from messaging.settings import BrokerSettings
 from runtime.settings import Port, ProcessSettings
 
@@ -12,7 +14,7 @@ from runtime.settings import Port, ProcessSettings
 class Settings(BrokerSettings, ProcessSettings):
     """`concurrency` is the number of calls to service A in flight at once: the number of consumers.
 
-    `results_url` may list several processes, with commas.
+    `results_url` may list several processes, with commas; `seal_key_file` several files, the newest key first.
     """
 
     service_a_url: str = "http://localhost:7777"
@@ -20,6 +22,7 @@ class Settings(BrokerSettings, ProcessSettings):
     concurrency: int = Field(1000, ge=1, le=65535)
     shutdown_grace_seconds: float = Field(90, ge=0, le=86400, allow_inf_nan=False)
     health_port: Port = 7774
+    seal_key_file: str | None = None
 
     @field_validator("service_a_url")
     @classmethod
@@ -31,10 +34,25 @@ class Settings(BrokerSettings, ProcessSettings):
     def _check_results_url(cls, value: str) -> str:
         return ",".join(dict.fromkeys(_check_url(part.strip()) for part in value.split(",")))
 
+    @field_validator("seal_key_file")
+    @classmethod
+    def _check_seal_key_file(cls, value: str | None) -> str | None:
+        read_private_keys(_files(value))
+        return value
+
+    @property
+    def seal_key_files(self) -> Sequence[Path]:
+        """The files with the keys to open parameters with."""
+        return _files(self.seal_key_file)
+
     @property
     def results_urls(self) -> Sequence[str]:
         """The results processes that may be asked for leases."""
         return self.results_url.split(",")
+
+
+def _files(value: str | None) -> list[Path]:
+    return [Path(part.strip()) for part in value.split(",")] if value else []
 
 
 def _check_url(value: str) -> str:

@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from messaging.sealing.keys import read_public_key
 from messaging.settings import BrokerSettings
 from runtime.settings import OwnHost, Port, ProcessSettings
 from service_b.database import DatabaseSettings
@@ -16,7 +17,7 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
 
     Several processes share one port only with `reuse_port`, so that none does so by mistake. `max_connections` is by
     default, and at most, what the descriptors allow. `keep_parameters` says of which tasks they are kept when they end.
-    Without `tokens_file` the API is open to everybody.
+    `seal_public_key_file`: whom they are sealed for. Without `tokens_file` the API is open to everybody.
     """
 
     app_name: str = "SERVICE_B"
@@ -30,6 +31,7 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
     retention_days: int = Field(90, ge=1, le=3650)
     keep_parameters: Literal["failed", "all", "none"] = "failed"
     tokens_file: Path | None = None
+    seal_public_key_file: Path | None = None
 
     @field_validator("tokens_file")
     @classmethod
@@ -39,6 +41,13 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
                 read(value)
         except TokensFileError as error:
             raise ValueError(f"must be a file of tokens ({error})") from None
+        return value
+
+    @field_validator("seal_public_key_file")
+    @classmethod
+    def _check_seal_public_key_file(cls, value: Path | None) -> Path | None:
+        if value:
+            read_public_key(value)
         return value
 
     @model_validator(mode="after")

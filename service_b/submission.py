@@ -8,6 +8,7 @@ import asyncpg
 from asyncpg.pgproto.pgproto import UUID  # Its own kind goes into a statement without being converted.
 from uuid_utils import uuid7
 
+from messaging.sealing.sealer import Sealer
 from service_b import metrics
 from service_b.settings import Settings
 from service_b.storage import Storage
@@ -17,13 +18,17 @@ from service_b.tasks.inserts import NewTask
 
 
 class Submission:
-    """Stores tasks by the batch, and wakes this process's relay for each batch."""
+    """Stores tasks by the batch, and wakes this process's relay for each batch.
+
+    Parameters are sealed, where there is a key to seal them for, before they are handed to anything.
+    """
 
     def __init__(self, pool: asyncpg.Pool, settings: Settings, wake: asyncio.Event, internal: Clock) -> None:
         self._pool = pool
         self._internal = internal
         self._settings = settings
         self._wake = wake
+        self._sealer = Sealer(settings.seal_public_key_file) if settings.seal_public_key_file else None
         self._inserts: Storage[NewTask, None] = Storage("insert", self._insert, _size)
 
     async def submit(
@@ -36,6 +41,8 @@ class Submission:
         Raises what `Storage.ask` raises; the task may be stored all the same then.
         """
         task_id = UUID(uuid7().bytes)
+        if self._sealer:
+            parameters = self._sealer.seal(parameters, task_id, equipment_id)
         task = NewTask(task_id, equipment_id, timeout_seconds, parameters, submitted_by)
         await self._inserts.ask(task, task_id)
         return task_id

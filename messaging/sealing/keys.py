@@ -12,8 +12,8 @@ from messaging.sealing.suite import wrap
 
 UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
 """What `cryptography` raises for a file that is no key, or one with a password."""
-PUBLIC = "the file must hold an X25519 public key in PEM"
-PRIVATE = "each file must hold an X25519 private key in PEM, without a password"
+PUBLIC = "must be the file of an X25519 public key in PEM"
+PRIVATE = "each file must be of an X25519 private key in PEM, without a password"
 
 
 class KeyFileError(ValueError):
@@ -58,7 +58,7 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise KeyFileError(f"the file cannot be read: {error.strerror}") from None
+        raise KeyFileError(f"must be a file that can be read: {error.strerror}") from None
 
 
 def _fault(error: Exception, wanted: str) -> KeyFileError:

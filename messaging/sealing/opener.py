@@ -2,7 +2,7 @@
 
 import json
 from base64 import urlsafe_b64decode
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from uuid import UUID
@@ -42,12 +42,16 @@ class Opener:
             return None
         return found[1]
 
-    def read_again(self) -> None:
-        """Take new keys from the files. Files that cannot be read leave the keys before them in force, loudly."""
+    def read_again(self) -> Collection[str]:
+        """Take new keys from the files, and tell the ids of all; those that were here stay.
+
+        Files that cannot be read change nothing, loudly.
+        """
         try:
             self._keys |= read_private_keys(self._files)
         except KeyFileError as error:
             log.error("seal.key_unreadable", variable="SEAL_KEY_FILE", error=str(error))
+        return self._keys.keys()
 
     def open(self, parameters: str, task_id: UUID, equipment_id: str) -> str:
         """Give the parameters (JSON text) of this task as they were before they were sealed. Raises `OpenError`."""

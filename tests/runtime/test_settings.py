@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -16,6 +17,7 @@ import service_b.results.settings
 import service_b.settings
 from messaging.settings import BrokerSettings
 from runtime.settings import FrozenSettings, read_settings
+from tests.seals import make_keys
 from tests.system.spawning import ROOT, base_environment
 
 SECRET = "hunter2-Secret"
@@ -68,6 +70,7 @@ WEB = (
         "RETENTION_DAYS": "90",
         "KEEP_PARAMETERS": "failed",
         "TOKENS_FILE": "",
+        "SEAL_PUBLIC_KEY_FILE": "",
     }
 )
 RESULTS = (
@@ -91,6 +94,7 @@ CONFIGURATOR = (
         "RESULTS_URL": "http://localhost:7775",
         "CONCURRENCY": "1000",
         "SHUTDOWN_GRACE_SECONDS": "90",
+        "SEAL_KEY_FILE": "",
         "HEALTH_PORT": "7774",
     }
 )
@@ -172,8 +176,9 @@ def test_an_empty_variable_means_the_default(module: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("module", PROCESSES)
-def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings, contract = PROCESSES[module]
+    keys = make_keys(tmp_path)
     given = {
         name: "1" if default.isdigit() else f"https://{name.lower()}" if default.startswith("http") else name.lower()
         for name, default in contract.items()
@@ -189,6 +194,8 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch) ->
         "APP_HOST": "127.0.0.1",
         "HEALTH_HOST": "::1",
         "KNOWN_EQUIPMENT": "ABC1234,DEF5678",
+        "SEAL_PUBLIC_KEY_FILE": str(keys.public),
+        "SEAL_KEY_FILE": f"{keys.private},{keys.private}",
     }
     given |= {name: value for name, value in special.items() if name in contract}
     for name, value in given.items():
@@ -288,6 +295,8 @@ def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str
         ("service_b", "TASK_DEADLINE_SECONDS", "0"),
         *(("service_b", "RETENTION_DAYS", days) for days in ("0", "0.5", "3651")),
         *(("service_b", "KEEP_PARAMETERS", whose) for whose in ("some", "FAILED", f"all,{SECRET}")),
+        *(("service_b", "SEAL_PUBLIC_KEY_FILE", file) for file in (f"/{SECRET}", "/", SECRET * 300)),
+        *(("configurator", "SEAL_KEY_FILE", files) for files in (f"/{SECRET}", "/", ",", f"-----BEGIN\n{SECRET}")),
         ("service_b.results", "MAX_ATTEMPTS", "0"),
         ("configurator", "CONCURRENCY", "0"),
         ("configurator", "CONCURRENCY", "65536"),

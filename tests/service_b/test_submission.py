@@ -1,19 +1,24 @@
-"""Accepting tasks while the database cannot be reached."""
+"""Accepting tasks: sealed where there is a key, and while the database cannot be reached."""
 
 import asyncio
+import json
+from pathlib import Path
 
 import asyncpg
+import pytest
 from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
 from pydantic import SecretStr
 from pytest_aiohttp.plugin import AiohttpClient
 from yarl import URL
 
+from messaging.sealing.opener import Opener
 from service_b.api import routes
 from service_b.app import create_app
 from service_b.settings import Settings
 from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.proxy import Proxy
+from tests.seals import make_keys
 from tests.system.spawning import free_port
 
 BODY = {"timeoutInSeconds": 14, "parameters": {"username": "admin", "password": "admin", "interfaces": [1]}}
@@ -45,6 +50,25 @@ async def test_a_task_that_was_refused_while_it_waited_is_not_stored_afterwards(
         await eventually(lambda: _accepted(client))
         stored = {row["equipment_id"] for row in await sql.fetch("SELECT equipment_id FROM task")}
     assert stored - {"UNKNOWN"} == {"BEFORE1", "AFTER1"}
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+async def test_parameters_are_sealed_for_their_task_before_they_are_stored(
+    aiohttp_client: AiohttpClient, database_url: str, sql: asyncpg.Connection, tmp_path: Path, *, is_sealed: bool
+) -> None:
+    keys = make_keys(tmp_path)
+    settings = Settings(
+        amqp_url=SecretStr(f"amqp://127.0.0.1:{free_port()}"),
+        database_url=SecretStr(database_url),
+        seal_public_key_file=keys.public if is_sealed else None,
+    )
+    client = await aiohttp_client(create_app(settings))
+    assert await post(client, "SEALED1") == 200
+    [row] = await sql.fetch("SELECT id, parameters FROM task")
+    assert ("admin" in row["parameters"]) is not is_sealed
+    assert (json.loads(row["parameters"]).keys() == {"sealed"}) is is_sealed
+    opened = Opener([keys.private]).open(row["parameters"], row["id"], "SEALED1")
+    assert json.loads(opened) == BODY["parameters"]
 
 
 async def _accepted(client: TestClient[Request, Application]) -> bool:
