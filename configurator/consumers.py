@@ -41,7 +41,7 @@ class Consumers:
         self._service_a = service_a
         self._keys = keys
         self._settings = settings
-        self._leases = Leases(settings.results_urls)
+        self._leases = Leases(settings.results_urls, settings.lease_token)
         self._reports = Reports(session, settings.configured_key)
         self._waiting: deque[Job] = deque()
         """The jobs that no consumer has taken. A consumer comes and goes with its job: thousands that take turns would

@@ -11,7 +11,7 @@ from typing import Self
 
 import aiohttp
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from yarl import URL
 
 from configurator import metrics
@@ -54,7 +54,12 @@ class _Body(BaseModel):
 class Leases:
     """Asks one results process at a time, in batches, one request after the other."""
 
-    def __init__(self, urls: Sequence[str], *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, urls: Sequence[str], token: SecretStr | None = None, *, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token.get_secret_value()}"
         self._urls = deque(random.sample(urls, len(urls)))
         """The one to be asked first; replicas spread over them."""
         self._failing: set[str] = set()
@@ -123,8 +128,9 @@ class Leases:
         return [Answer.UNANSWERED] * len(jobs)
 
     async def _post(self, url: str, body: bytes, count: int) -> list[bool | None]:
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        async with self._http.post(f"{url}/leases", data=body, headers=headers, allow_redirects=False) as response:
+        async with self._http.post(
+            f"{url}/leases", data=body, headers=self._headers, allow_redirects=False
+        ) as response:
             said = await read(response)
             if response.status != 200:
                 raise _NoAnswerError(f"HTTP {response.status}")

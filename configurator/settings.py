@@ -8,17 +8,19 @@ from yarl import URL
 
 from messaging.sealing.keys import read_private_keys
 from messaging.settings import BrokerSettings
-from runtime.settings import Port, ProcessSettings
+from runtime.settings import BearerSecret, Port, ProcessSettings
 
 
 class Settings(BrokerSettings, ProcessSettings):
     """`concurrency` is the number of calls to service A in flight at once: the number of consumers.
 
-    `results_url` may list several processes, with commas; `seal_key_file` several files, the newest key first.
+    `results_url` may list several processes, with commas, and `lease_token` is what they ask for, if they do;
+    `seal_key_file` several files, the newest key first.
     """
 
     service_a_url: str = "http://localhost:7777"
     results_url: str = "http://localhost:7775"
+    lease_token: BearerSecret | None = None
     concurrency: int = Field(1000, ge=1, le=65535)
     shutdown_grace_seconds: float = Field(90, ge=0, le=86400, allow_inf_nan=False)
     health_port: Port = 7774

@@ -1,10 +1,11 @@
 """Reading a process's settings from its environment."""
 
+import re
 import socket
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -27,6 +28,12 @@ def _check_own_host(value: str) -> str:
     return value
 
 
+def _check_bearer(value: SecretStr) -> SecretStr:
+    if not re.fullmatch("[!-~]+", value.get_secret_value()):
+        raise ValueError("must be printable ASCII without spaces")
+    return value
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
@@ -35,6 +42,8 @@ HostName = Annotated[str, AfterValidator(_check_host_name)]
 """Another machine: it may not be known yet."""
 OwnHost = Annotated[str, AfterValidator(_check_own_host)]
 """A host of this machine, to listen on."""
+BearerSecret = Annotated[SecretStr, AfterValidator(_check_bearer)]
+"""What two processes of ours know each other by: it goes into a header."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 

@@ -58,6 +58,13 @@ class InsufficientScopeError(ApiError):
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
 
 
+class OtherSiteError(ApiError):
+    """A browser sends this for a page that is not ours."""
+
+    code = 403
+    message = "Requests from other sites are refused"
+
+
 class BadRequestError(ApiError):
     """The body cannot be read."""
 

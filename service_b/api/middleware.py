@@ -9,6 +9,7 @@ from aiohttp.typedefs import Handler
 from runtime.answers import json_error
 from runtime.http import observe
 from service_b.api.errors import ApiError, UnavailableError
+from service_b.api.sites import refuse_other_sites
 from service_b.storage import StorageRefusedError, StorageUnavailableError
 
 log = structlog.stdlib.get_logger(__name__)
@@ -26,6 +27,7 @@ async def observe_and_answer(request: web.Request, handler: Handler) -> web.Stre
     """
     started = time.perf_counter()
     try:
+        refuse_other_sites(request.headers)
         response = await handler(request)
     except ApiError as error:
         response = json_error(error.code, error.body(), error.headers)

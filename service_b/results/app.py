@@ -56,7 +56,9 @@ async def _recorder(app: web.Application, *, pause_seconds: float, stop_seconds:
         app[SESSION] = session
         app[POOL] = pool
         internal = Clock()
-        leases = app[LEASES] = Leases(pool, internal)
+        leases = app[LEASES] = Leases(pool, internal, settings.lease_token)
+        if settings.lease_token is None:
+            log.warning("leases.open", reason="LEASE_TOKEN is not set: whoever reaches HEALTH_PORT may begin calls")
         if missing := await readiness.unready(pool):
             log.warning("results.not_ready", missing=missing)  # Nobody may ask before the first outcome comes.
         recorder = Recorder(session, pool, settings, internal, pause_seconds=pause_seconds)

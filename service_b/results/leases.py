@@ -1,6 +1,7 @@
 """`POST /leases`: the configurators ask here before each call of service A (section 7 of the contract)."""
 
 from collections.abc import Sequence
+from hmac import compare_digest
 from itertools import chain, islice
 from typing import Annotated
 from uuid import UUID
@@ -8,7 +9,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 from aiohttp import web
-from pydantic import Field, TypeAdapter, ValidationError, with_config
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from messaging.messages import AttemptNumber
@@ -58,9 +59,18 @@ _read = TypeAdapter(Body).validator.validate_json
 class Leases:
     """Asks the database for the leases of concurrent requests together."""
 
-    def __init__(self, pool: asyncpg.Pool, internal: Clock, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        internal: Clock,
+        token: SecretStr | None = None,
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         self._pool = pool
         self._internal = internal
+        # What who asks must send; anybody may ask without one.
+        self._authorization = f"Bearer {token.get_secret_value()}".encode() if token else None
         self._batcher: Batcher[Asked, Sequence[leases.Answer]] = Batcher(
             "lease", self._grant, max_batch=MAX_BATCH, max_waiting=MAX_WAITING, timeout=timeout_seconds
         )
@@ -68,8 +78,18 @@ class Leases:
     async def answer(self, request: web.Request) -> Answer:
         """Answer 200 `{"granted": [...]}`: for each attempt, in order, true, false, or null: ask again.
 
-        What cannot be read is 400, 413 or 422; 503 while the database is away, and a lease may be granted all the same.
+        Who does not send the token gets 401. What cannot be read is 400, 413 or 422; 503 while the database is away,
+        and a lease may be granted all the same.
         """
+        if self._authorization and not compare_digest(_authorization(request), self._authorization):
+            return _refuse(401, "LEASE_TOKEN is needed", {"WWW-Authenticate": "Bearer"})
+        return await self._answer(request)
+
+    async def close(self) -> None:
+        """Wait for the last batch."""
+        await self._batcher.close()
+
+    async def _answer(self, request: web.Request) -> Answer:
         try:
             asked = _parse(await request.read())
         except web.HTTPRequestEntityTooLarge:
@@ -88,10 +108,6 @@ class Leases:
             return _refuse(503, "The storage is unavailable, try again", RETRY_AFTER)
         return Answer(200, b'{"granted":[%s]}' % b",".join([WORDS.get(answer, b"false") for answer in answers]))
 
-    async def close(self) -> None:
-        """Wait for the last batch."""
-        await self._batcher.close()
-
     async def _grant(self, batch: Sequence[Asked]) -> Sequence[Sequence[leases.Answer]]:
         granted = await leases.grant(self._pool, list(chain.from_iterable(batch)), self._internal.at_least())
         for answer in leases.Answer:
@@ -99,6 +115,10 @@ class Leases:
                 metrics.LEASES.labels(answer.value).inc(number)
         answers = iter(granted)
         return [list(islice(answers, len(asked))) for asked in batch]
+
+
+def _authorization(request: web.Request) -> bytes:
+    return request.headers.get("Authorization", "").encode(errors="surrogateescape")
 
 
 def _parse(body: bytes) -> Asked:

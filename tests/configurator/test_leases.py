@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from configurator import leases as client
@@ -145,3 +147,23 @@ async def test_a_grant_whose_answer_is_lost_is_granted_again_to_the_same_call(fa
         assert await leases.ask(job) is Answer.UNANSWERED
         assert await leases.ask(copy) is Answer.REFUSED
         assert await leases.ask(job) is Answer.GRANTED
+
+
+async def test_the_token_is_sent_and_who_takes_another_is_not_ready(both: tuple[FakeResults, FakeResults]) -> None:
+    sent: list[str | None] = []
+
+    async def ask_for_it(fake: FakeResults, request: web.Request) -> web.StreamResponse:
+        sent.append(request.headers.get("Authorization"))
+        return await (decide() if sent[-1] == "Bearer s3cret" else say(401))(fake, request)
+
+    for fake in both:
+        fake.default = ask_for_it
+    urls = [fake.url for fake in both]
+    async with Leases(urls, SecretStr("s3cret")) as knowing, Leases(urls, SecretStr("other")) as ignorant:
+        assert await knowing.ask(make_job()) is Answer.GRANTED
+        with capture_logs() as logs:
+            assert await ignorant.ask(make_job()) is Answer.UNANSWERED
+        assert (knowing.unready, ignorant.unready) == (None, "results process: no leases")
+    assert sent == ["Bearer s3cret", "Bearer other", "Bearer other"]
+    assert [entry["reason"] for entry in logs] == ["HTTP 401", "HTTP 401"]
+    assert "other" not in str(logs)

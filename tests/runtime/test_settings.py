@@ -83,6 +83,7 @@ RESULTS = (
         "MAX_ATTEMPTS": "3",
         "RETRY_BASE_SECONDS": "1",
         "RETRY_MAX_SECONDS": "300",
+        "LEASE_TOKEN": "",
     }
 )
 CONFIGURATOR = (
@@ -92,6 +93,7 @@ CONFIGURATOR = (
     | {
         "SERVICE_A_URL": "http://localhost:7777",
         "RESULTS_URL": "http://localhost:7775",
+        "LEASE_TOKEN": "",
         "CONCURRENCY": "1000",
         "SHUTDOWN_GRACE_SECONDS": "90",
         "SEAL_KEY_FILE": "",
@@ -247,7 +249,7 @@ def test_the_parts_beside_a_url_are_not_judged(variable: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("module", PROCESSES)
 def test_settings_cannot_be_changed_and_show_no_password(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RMQ_PASSWORD", "POSTGRES_PASSWORD"):
+    for name in ("RMQ_PASSWORD", "POSTGRES_PASSWORD", "LEASE_TOKEN"):
         monkeypatch.setenv(name, SECRET)
     settings = PROCESSES[module][0]()
     assert SECRET not in f"{settings!r} {settings}"
@@ -298,6 +300,11 @@ def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str
         *(("service_b", "SEAL_PUBLIC_KEY_FILE", file) for file in (f"/{SECRET}", "/", SECRET * 300)),
         *(("configurator", "SEAL_KEY_FILE", files) for files in (f"/{SECRET}", "/", ",", f"-----BEGIN\n{SECRET}")),
         ("service_b.results", "MAX_ATTEMPTS", "0"),
+        *(
+            (module, "LEASE_TOKEN", f"{SECRET}{end}")
+            for module in ("service_b.results", "configurator")
+            for end in (" x", "ü")
+        ),
         ("configurator", "CONCURRENCY", "0"),
         ("configurator", "CONCURRENCY", "65536"),
         *(

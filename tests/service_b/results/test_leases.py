@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 from yarl import URL
 
 from messaging.settings import BrokerSettings
@@ -38,8 +39,8 @@ def attempts(*ids: UUID, number: int = 1) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def served(pool: asyncpg.Pool, **limits: float) -> AsyncIterator[Client]:
-    leases, app = Leases(pool, Clock(), **limits), web.Application()
+async def served(pool: asyncpg.Pool, token: SecretStr | None = None, **limits: float) -> AsyncIterator[Client]:
+    leases, app = Leases(pool, Clock(), token, **limits), web.Application()
     app.router.add_post(PATH, leases.answer)
     async with serving(app) as client:
         yield client
@@ -192,3 +193,33 @@ async def test_the_process_serves_leases_beside_its_health(
         assert await granted(client, attempts(id_)) == [True]
         async with client.get("/health/live") as response:
             assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    "sent", [None, "Bearer", "Bearer other", "Basic s3cret", "s3cret", "Bearer s3crets", "Bearer \xff"]
+)
+async def test_who_does_not_know_the_lease_token_is_given_none(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, sent: str | None
+) -> None:
+    [id_] = await accept(pool, A)
+    await claims.claim(pool, 1)
+    body = json.dumps({"attempts": attempts(id_)}).encode()
+    async with served(pool, SecretStr("s3cret")) as client:
+        head = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+        authorization = f"Authorization: {sent}\r\n" if sent else ""
+        told, answer = await client.ask_raw(f"{head}{authorization}\r\n".encode("latin-1") + body)
+        assert told.startswith(b"HTTP/1.1 401 ")
+        assert b"WWW-Authenticate: Bearer" in told
+        assert answer == b'{"code":401,"message":"LEASE_TOKEN is needed"}'
+        assert await states(sql, [id_]) == ["dispatched"]
+        async with client.post(PATH, data=body, headers={"Authorization": "Bearer s3cret"}) as response:
+            assert await response.json() == {"granted": [True]}
+
+
+async def test_leases_that_anybody_may_ask_for_are_told_of(database: DatabaseSettings, broker: BrokerSettings) -> None:
+    for lease_token, told in ((None, ["leases.open"]), (SecretStr("s3cret"), [])):
+        settings = Settings(**broker.model_dump(), **database.model_dump(), lease_token=lease_token)
+        with capture_logs() as logs:
+            async with serving(create_app(settings)):
+                pass
+        assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == told
