@@ -23,7 +23,7 @@ from messaging.topology import dead_letter_exchange, dead_letter_queue
 from service_b.database import DatabaseSettings, Pool, create_pool
 from tests.fake_a import FakeA
 from tests.fake_results import FakeResults
-from tests.system.migrate import dbmate, migrate
+from tests.system.migrate import Roles, dbmate, migrate, prepare
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
 
@@ -78,10 +78,19 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def template(postgres_url: str) -> Iterator[str]:
+def roles(postgres_url: str) -> Iterator[Roles]:
+    """The roles of this run's databases, with no more rights than in production: the server may be somebody's own."""
+    made = Roles(f"migrator_{uuid4().hex}", f"service_{uuid4().hex}")
+    yield made
+    for name in (made.service, made.migrator):
+        asyncio.run(_execute(postgres_url, f"DROP ROLE IF EXISTS {name}"))
+
+
+@pytest.fixture(scope="session")
+def template(postgres_url: str, roles: Roles) -> Iterator[str]:
     """The name of a migrated database, to be copied for each test."""
     name = f"template_{uuid4().hex}"
-    migrate(_database(postgres_url, name))
+    prepare(_database(postgres_url, name), roles)
     yield name
     asyncio.run(_execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
@@ -97,7 +106,7 @@ async def new_database(postgres_url: str, template: str) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def database_url(postgres_url: str, template: str) -> AsyncIterator[str]:
-    """A migrated database of the test's own."""
+    """A migrated database of the test's own: the URL of its administrator."""
     async with new_database(postgres_url, template) as url:
         yield url
 
@@ -115,10 +124,10 @@ async def _execute(url: str, statement: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_database_url(postgres_url: str) -> Iterator[str]:
+def shared_database_url(postgres_url: str, roles: Roles) -> Iterator[str]:
     """A migrated database for the many quick tests that need nothing but its tables."""
     url = str(URL(postgres_url).with_path(f"/shared_{uuid4().hex}"))
-    migrate(url)
+    prepare(url, roles)
     yield url
     dbmate(url, "drop")
 
@@ -141,9 +150,15 @@ async def emptied_database_url(shared_database_url: str) -> str:
 
 
 @pytest.fixture
-async def database(database_url: str) -> DatabaseSettings:
-    """Settings for the test's database."""
-    return DatabaseSettings(database_url=SecretStr(database_url), pool_size=5)
+def service_url(database_url: str, roles: Roles) -> str:
+    """The URL of the test's database as the processes have it, for a role that may do nothing but their work."""
+    return roles.service_url(database_url)
+
+
+@pytest.fixture
+async def database(service_url: str) -> DatabaseSettings:
+    """Settings for the test's database, as the processes have them."""
+    return DatabaseSettings(database_url=SecretStr(service_url), pool_size=5)
 
 
 @pytest.fixture
@@ -155,7 +170,7 @@ async def pool(database: DatabaseSettings) -> AsyncIterator[Pool]:
 
 @pytest.fixture
 async def sql(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to look at the tables with."""
+    """The administrator's connection, to look at the tables with."""
     connection = await asyncpg.connect(database_url)
     yield connection
     await connection.close()

@@ -15,8 +15,7 @@ from yarl import URL
 from service_b.database import DatabaseSettings, create_pool
 from service_b.maintenance.partitions import PERIOD_SECONDS, tend
 from service_b.tasks import partitions
-from tests.db.rights import service_role
-from tests.system.migrate import dbmate
+from tests.system.migrate import Roles, dbmate
 from tests.system.spawning import ROOT
 
 [BEFORE, TWO_TABLES] = (
@@ -175,12 +174,12 @@ async def pool_of(url: str) -> AsyncIterator[asyncpg.Pool]:
 
 
 async def test_a_role_that_owns_nothing_looks_after_the_partitions_if_it_may(
-    database_url: str, sql: asyncpg.Connection
+    service_url: str, sql: asyncpg.Connection
 ) -> None:
     newest = f"finished_{NOW + timedelta(days=7):%Y%m%d}"
     await sql.execute(f"DROP TABLE {newest}")
     await sql.execute("SELECT finished_make_partition((now() AT TIME ZONE 'UTC')::date - 99)")
-    async with service_role(sql, database_url) as url, pool_of(url) as pool:
+    async with pool_of(service_url) as pool:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await pool.execute(f"DROP TABLE finished_{NOW:%Y%m%d}")
         # What it calls its own must not be taken for ours.
@@ -190,8 +189,12 @@ async def test_a_role_that_owns_nothing_looks_after_the_partitions_if_it_may(
     assert await sql.fetchval("SELECT to_regclass($1)", f"finished_{NOW - timedelta(days=99):%Y%m%d}") is None
 
 
-async def test_who_was_not_told_so_may_not_drop_anything(database_url: str, sql: asyncpg.Connection) -> None:
-    async with service_role(sql, database_url, may_call=False) as url, pool_of(url) as pool:
+async def test_who_was_not_told_so_may_not_drop_anything(
+    service_url: str, sql: asyncpg.Connection, roles: Roles
+) -> None:
+    functions = "finished_make_next, finished_drop_oldest, finished_delete_strays"
+    await sql.execute(f"REVOKE EXECUTE ON FUNCTION {functions} FROM {roles.service}")
+    async with pool_of(service_url) as pool:
         for question in (
             partitions.make_next(pool),
             partitions.drop_oldest(pool, 1),

@@ -149,7 +149,10 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 async def open_fleet(
     logs: Path, queues: BrokerSettings, database_url: str, fake_a: FakeA, **environment: str
 ) -> AsyncIterator[Fleet]:
-    """Prepare a system without processes yet; those that are started in it end with it."""
+    """Prepare a system without processes yet; those that are started in it end with it.
+
+    `database_url` is the administrator's; the processes connect by another one if `DATABASE_URL` says so.
+    """
     assert queues.amqp_url
     own = {
         "AMQP_URL": queues.amqp_url.get_secret_value(),
@@ -169,9 +172,11 @@ async def open_fleet(
 
 
 @pytest.fixture
-async def fleet(tmp_path: Path, broker: BrokerSettings, database_url: str, fake_a: FakeA) -> AsyncIterator[Fleet]:
+async def fleet(
+    tmp_path: Path, broker: BrokerSettings, database_url: str, service_url: str, fake_a: FakeA
+) -> AsyncIterator[Fleet]:
     """A fleet on the run's servers, with queues and a database of its own."""
-    async with open_fleet(tmp_path / "logs", broker, database_url, fake_a) as made:
+    async with open_fleet(tmp_path / "logs", broker, database_url, fake_a, DATABASE_URL=service_url) as made:
         yield made
 
 

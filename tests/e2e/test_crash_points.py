@@ -28,6 +28,7 @@ from tests.e2e.conftest import (
 )
 from tests.e2e.crash_at import POINTS
 from tests.fake_a import Behaviour, FakeA, answer
+from tests.system.migrate import Roles
 from tests.system.processes import Module, Process
 from tests.system.spawning import base_environment, spawn
 
@@ -111,7 +112,9 @@ def start_dying(process: Process, point: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture(scope="module")
-def crashes(amqp_url: str, postgres_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Errors:
+def crashes(
+    amqp_url: str, postgres_url: str, template: str, roles: Roles, tmp_path_factory: pytest.TempPathFactory
+) -> Errors:
     """All points, each with a system of its own: it waits for limits to pass most of its time."""
     folder = tmp_path_factory.mktemp("crashes")
     starting = asyncio.Semaphore(4)
@@ -121,7 +124,7 @@ def crashes(amqp_url: str, postgres_url: str, template: str, tmp_path_factory: p
             new_database(postgres_url, template) as url,
             own_queues(amqp_url, heartbeat=1) as queues,
             FakeA(delay=0.2) as fake,
-            open_fleet(folder / f"{number}", queues, url, fake) as fleet,
+            open_fleet(folder / f"{number}", queues, url, fake, DATABASE_URL=roles.service_url(url)) as fleet,
         ):
             fake.default = answer_or_kill()
             await crash(point, fleet, starting)

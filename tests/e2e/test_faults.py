@@ -38,11 +38,14 @@ LONG = {"SERVICE_A_GRACE_SECONDS": "300"}
 
 
 @pytest.fixture
-async def breakable(tmp_path: Path, rabbitmq: RabbitMQ, database_url: str, fake_a: FakeA) -> AsyncIterator[Fleet]:
+async def breakable(
+    tmp_path: Path, rabbitmq: RabbitMQ, database_url: str, service_url: str, fake_a: FakeA
+) -> AsyncIterator[Fleet]:
     """A fleet on a broker that may be broken."""
+    environment = LONG | {"DATABASE_URL": service_url}
     async with (
         own_queues(rabbitmq.url) as queues,
-        open_fleet(tmp_path / "logs", queues, database_url, fake_a, **LONG) as made,
+        open_fleet(tmp_path / "logs", queues, database_url, fake_a, **environment) as made,
     ):
         yield made
 

@@ -22,10 +22,10 @@ ROUNDS = 100
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one port", "two ports"])
 async def test_who_holds_on_keeps_nobody_out(
-    tmp_path: Path, broker: BrokerSettings, database_url: str, fake_a: FakeA, apart: bool
+    *, tmp_path: Path, broker: BrokerSettings, database_url: str, service_url: str, fake_a: FakeA, apart: bool
 ) -> None:
     watched = {"HEALTH_HOST": "127.0.0.1", "HEALTH_PORT": str(free_port())} if apart else {}
-    async with open_fleet(tmp_path, broker, database_url, fake_a) as fleet:
+    async with open_fleet(tmp_path, broker, database_url, fake_a, DATABASE_URL=service_url) as fleet:
         web = fleet.process("service_b", **watched)
         await in_thread(lambda: web.start(wait=False, descriptors=DESCRIPTORS))
         watch_url = f"http://127.0.0.1:{watched.get('HEALTH_PORT', web.port)}"

@@ -26,7 +26,7 @@ GOOD = json.dumps({"timeoutInSeconds": 14, "parameters": PARAMETERS}).encode()
 
 @pytest.fixture(params=["json", "text"])
 async def web(
-    request: pytest.FixtureRequest, tmp_path: Path, broker: BrokerSettings, database_url: str
+    request: pytest.FixtureRequest, tmp_path: Path, broker: BrokerSettings, service_url: str
 ) -> AsyncIterator[Process]:
     """The web process, as talkative as it can be."""
     environment = {
@@ -34,7 +34,7 @@ async def web(
         "EXCHANGE": broker.exchange,
         "TO_CONFIGURE_QUEUE": broker.to_configure_queue,
         "CONFIGURED_QUEUE": broker.configured_queue,
-        "DATABASE_URL": database_url,
+        "DATABASE_URL": service_url,
         "LOG_LEVEL": "DEBUG",
         "LOG_FORMAT": request.param,
     }

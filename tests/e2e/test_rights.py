@@ -8,7 +8,6 @@ import asyncpg
 from yarl import URL
 
 from tests.conftest import eventually, own_queues
-from tests.db.rights import service_role
 from tests.e2e.conftest import in_thread, open_fleet, serials
 from tests.fake_a import FakeA
 from tests.queues import count_ready, declare
@@ -19,15 +18,21 @@ USERS: dict[Module, str] = {"service_b": "web", "service_b.results": "results", 
 
 
 async def test_three_users_serve_a_task_and_put_rubbish_aside(
-    rabbitmq: RabbitMQ, tmp_path: Path, database_url: str, sql: asyncpg.Connection, fake_a: FakeA
+    *,
+    rabbitmq: RabbitMQ,
+    tmp_path: Path,
+    database_url: str,
+    service_url: str,
+    sql: asyncpg.Connection,
+    fake_a: FakeA,
 ) -> None:
-    async with own_queues(rabbitmq.url) as settings, service_role(sql, database_url) as role_url:
+    async with own_queues(rabbitmq.url) as settings:
         newest = f"finished_{datetime.now(UTC) + timedelta(days=7):%Y%m%d}"
         await sql.execute(f"DROP TABLE {newest}")
         connection = await aiormq.connect(rabbitmq.url)
         admin = await connection.channel()
         await declare(admin, settings)
-        async with open_fleet(tmp_path / "logs", settings, database_url, fake_a, DATABASE_URL=role_url) as fleet:
+        async with open_fleet(tmp_path / "logs", settings, database_url, fake_a, DATABASE_URL=service_url) as fleet:
             processes = {}
             for module, user in USERS.items():
                 await in_thread(rabbitmq.ctl, "add_user", user, user)

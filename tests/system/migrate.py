@@ -1,12 +1,57 @@
-"""The schema, put into a database by the tool that also does it in production."""
+"""The schema and the roles, put into a database by the tools that also do it in production."""
 
+import secrets
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from yarl import URL
+
 from service_b.database_url import driver_url
+from tests.system.postgres import installed_programs
 from tests.system.spawning import ROOT, base_environment
+
+PROGRAMS = Path(sys.executable).parent
+
+
+def _password() -> str:
+    return secrets.token_urlsafe()
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Who migrates a database, and as whom the services connect to it; their passwords are made anew each time."""
+
+    migrator: str = "migrator"
+    service: str = "service"
+    migrator_password: str = field(default_factory=_password, repr=False)
+    service_password: str = field(default_factory=_password, repr=False)
+
+    def service_url(self, url: str) -> str:
+        """The URL of the same database for the services."""
+        return str(URL(url).with_user(self.service).with_password(self.service_password))
+
+
+def prepare(url: str, roles: Roles, timeout: float = 60) -> None:
+    """Make a private database with its roles as `db/migrate.sh` does; the URL is an administrator's."""
+    at = URL(url)
+    environment = {
+        "PGHOST": at.host or "",
+        "PGPORT": str(at.port),
+        "PGDATABASE": at.path[1:],
+        "PGUSER": at.user or "",
+        "PGPASSWORD": at.password or "",
+        "PGSSLMODE": "prefer",
+        "MIGRATOR": roles.migrator,
+        "MIGRATOR_PASSWORD": roles.migrator_password,
+        "SERVICE": roles.service,
+        "SERVICE_PASSWORD": roles.service_password,
+    }
+    path = f"{PROGRAMS}:{installed_programs()}:{base_environment()['PATH']}"
+    _run("migrate.sh", [ROOT / "db" / "migrate.sh"], environment | {"PATH": path}, timeout)
 
 
 def dbmate(url: str, *command: str, timeout: float = 60) -> str:
@@ -14,12 +59,22 @@ def dbmate(url: str, *command: str, timeout: float = 60) -> str:
 
     The URL goes by the environment: an argument is there for everybody on this machine to read.
     """
-    program = str(Path(sys.executable).with_name("dbmate"))
+    arguments: list[str | Path] = [
+        PROGRAMS / "dbmate",
+        "--no-dump-schema",
+        "--migrations-dir",
+        "db/migrations",
+        *command,
+    ]
+    return _run(f"dbmate {' '.join(command)}", arguments, {"DATABASE_URL": url, "PGSSLMODE": "prefer"}, timeout)
+
+
+def _run(what: str, arguments: Sequence[str | Path], environment: Mapping[str, str], timeout: float) -> str:
     try:
         done = subprocess.run(
-            [program, "--no-dump-schema", "--migrations-dir", "db/migrations", *command],
+            arguments,
             cwd=ROOT,
-            env=base_environment() | {"DATABASE_URL": url, "PGSSLMODE": "prefer"},
+            env=base_environment() | dict(environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -27,9 +82,9 @@ def dbmate(url: str, *command: str, timeout: float = 60) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise TimeoutError(f"dbmate {' '.join(command)} did not end within {timeout:g} s") from None
+        raise TimeoutError(f"{what} did not end within {timeout:g} s") from None
     if done.returncode:
-        raise RuntimeError(f"dbmate {' '.join(command)}: {done.stderr or done.stdout}")
+        raise RuntimeError(f"{what}: {done.stderr or done.stdout}")
     return done.stdout
 
 

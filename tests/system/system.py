@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.system.migrate import migrate
+from tests.system.migrate import Roles, migrate, prepare
 from tests.system.postgres import PostgreSQL
 from tests.system.processes import Module, Process
 from tests.system.rabbitmq import RabbitMQ
@@ -32,7 +32,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class System:
-    """The running system."""
+    """The running system; the URLs are the administrator's."""
 
     amqp_url: str
     database_url: str
@@ -55,8 +55,14 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
         if not database_url:
             tell("PostgreSQL")
             database_url = stack.enter_context(PostgreSQL(folder / "postgres", port=plan.database_port)).dsn()
-        tell("the schema")
-        migrate(database_url)
+            tell("the roles and the schema")
+            roles = Roles()
+            prepare(database_url, roles)
+            service_url = roles.service_url(database_url)
+        else:
+            tell("the schema")
+            migrate(database_url)
+            service_url = database_url
         if not amqp_url:
             tell("RabbitMQ")
             node = RabbitMQ(folder / "rabbitmq", port=plan.amqp_port, management_port=plan.management_port)
@@ -70,7 +76,7 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
 
         tell("the four processes")
         service_a = process("service_a", plan.service_a)
-        servers = {"AMQP_URL": amqp_url, "DATABASE_URL": database_url}
+        servers = {"AMQP_URL": amqp_url, "DATABASE_URL": service_url}
         results = process("service_b.results", plan.results, **servers)
         others = {"SERVICE_A_URL": service_a.url, "RESULTS_URL": results.url}
         system = System(
