@@ -1,6 +1,7 @@
 """One connection of a client: aiohttp's, with what aiohttp lacks."""
 
 import asyncio
+import select
 from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any, cast
@@ -22,7 +23,7 @@ log = structlog.stdlib.get_logger(__name__)
 class Connection(web.RequestHandler):
     """One connection: aiohttp's, but that it has limits, and that its answers to what is not HTTP quote nothing."""
 
-    __slots__ = ("_all", "_cutter", "_head_since", "_stuck_since", "_wire")
+    __slots__ = ("_all", "_cutter", "_head_since", "_is_tls", "_stuck_since", "_wire")
 
     def __init__(self, server: web.Server, all_: Connections, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -36,6 +37,7 @@ class Connection(web.RequestHandler):
         self._cutter = Cutter()
         self._wire: asyncio.Transport | None = None
         """The transport; aiohttp forgets it at its close, but what it has still to write can hold it open."""
+        self._is_tls = False
         self._head_since = 0.0
         """When a head began to come that is not whole yet; 0 without one."""
         self._stuck_since = 0.0
@@ -44,6 +46,7 @@ class Connection(web.RequestHandler):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = cast(asyncio.Transport, transport)
+        self._is_tls = transport.get_extra_info("sslcontext") is not None
         super().connection_made(transport)
         self._all.add(self)
 
@@ -128,7 +131,7 @@ class Connection(web.RequestHandler):
 
     def claim(self, now: float) -> Claim:
         """Judge how good its claim to its place is."""
-        if self._stuck_since:
+        if self._stuck_since or (self._is_tls and self._is_stuck()):
             return Claim.NONE
         request = self._current_request
         if len(self._messages) > (request is None):
@@ -140,7 +143,7 @@ class Connection(web.RequestHandler):
     def check(self, now: float) -> None:
         """End it where its client takes too long."""
         limits = self._all.limits
-        if self._wire is None or not self._wire.get_write_buffer_size():
+        if not self._is_stuck():
             self._stuck_since = 0.0
         elif not self._stuck_since:
             self._stuck_since = now
@@ -156,6 +159,19 @@ class Connection(web.RequestHandler):
         self.force_close()
         if self._wire is not None:
             self._wire.abort()
+
+    def _is_stuck(self) -> bool:
+        """Tell whether an answer waits for its client to take what came before."""
+        if self._wire is None or self._wire.get_write_buffer_size():
+            return self._wire is not None
+        # What has been encrypted lies in a transport under ours, which nobody can ask. So we ask the kernel: it takes
+        # more, unless it is full.
+        plain = self._wire.get_extra_info("socket") if self._is_tls else None
+        if plain is None:
+            return False
+        poll = select.poll()
+        poll.register(plain, select.POLLOUT)
+        return not poll.poll(0)
 
     def _end_with(self, words: bytes) -> None:
         if self._wire is not None and not self._wire.is_closing():

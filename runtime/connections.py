@@ -32,7 +32,7 @@ class Limits:
     keepalive_seconds: float = 75
     """From an answer, or from connecting, to a request."""
     head_seconds: float = 10
-    """From the first byte of a request's head to its last."""
+    """From the first byte of a request's head to its last, and for a TLS handshake."""
     answer_seconds: float = 30
     """To take an answer, once it lies in our own buffer because the kernel takes no more."""
 
@@ -51,7 +51,7 @@ class Claim(IntEnum):
 
 
 class Held(Protocol):
-    """What is to be known of a connection here: `runtime.connection.Connection`."""
+    """What is to be known of a connection here: `runtime.connection.Connection`, and `Handshake` before that."""
 
     @property
     def waits_since(self) -> float: ...

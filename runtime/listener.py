@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from runtime.connection import Connection
 from runtime.connections import Connections
+from runtime.handshakes import Handshake
+from runtime.tls import Reloading
 
 BACKLOG = 4096
 ACCEPTS = 64
@@ -36,6 +38,8 @@ class Address:
     variable: str
     is_shared: bool = False
     """Whether other processes may listen there, too."""
+    tls: Reloading | None = None
+    """With it, nothing but TLS is spoken there."""
 
 
 class Listener:
@@ -106,9 +110,12 @@ class Listener:
                     loop.call_later(AGAIN_SECONDS, self._go_on, listening)
                     return
             try:
-                accepted, _ = listening.accept()
+                accepted, peer = listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
+            if self._address.tls:
+                Handshake(accepted, peer[0], self._address.tls.context, self._connections, self._make)
+                continue
             self._connections.coming += 1
             task = loop.create_task(self._connect(accepted))
             self._tasks.add(task)

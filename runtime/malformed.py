@@ -24,8 +24,8 @@ class MalformedLog:
     def __init__(self) -> None:
         self._seen = 0
 
-    def add(self, peer: str | None, code: int, error: str) -> None:
-        """Note a request, by the name of its error: the error's text quotes it."""
+    def add(self, peer: str | None, code: int | None, error: str) -> None:
+        """Note a request, by the name of its error: the error's text quotes it. Without a code, nobody was answered."""
         metrics.MALFORMED.inc()
         self._seen += 1
         if self._seen == 1:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from service_a.app import create_app
 from service_a.settings import Settings, read_settings
+from service_a.tls import make_context, reloading
 
 # A burst of callers waits here until it is accepted; the kernel caps it at net.core.somaxconn.
 BACKLOG = 16384
@@ -48,11 +49,17 @@ def main() -> None:
     # Nor are waiting callers garbage: let the collector look at them less often.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-    logging.getLogger("service_a").info("listening on %s:%d", settings.app_host, settings.app_port)
+    app, tls = create_app(settings), None
+    if settings.tls_cert_file and settings.tls_key_file:
+        tls = make_context(settings.tls_cert_file, settings.tls_key_file)
+        app.cleanup_ctx.append(reloading(tls, settings.tls_cert_file, settings.tls_key_file))
+    scheme = "https" if tls else "http"
+    logging.getLogger("service_a").info("listening on %s://%s:%d", scheme, settings.app_host, settings.app_port)
     web.run_app(
-        create_app(settings),
+        app,
         host=settings.app_host,
         port=settings.app_port,
+        ssl_context=tls,
         backlog=BACKLOG,
         shutdown_timeout=SHUTDOWN_SECONDS,
         access_log=None,

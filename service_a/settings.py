@@ -2,16 +2,22 @@
 
 import re
 import socket
+import ssl
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service_a.tls import make_context
 
 RIGHT = {
     "app_name": "must be UTF-8",
     "app_host": "must be a name or an address of this machine; 0.0.0.0 is all of them",
     "app_port": "must be a whole number, at least 1, at most 65535",
+    "tls_cert_file": "must be a path",
+    "tls_key_file": "must be set with TLS_CERT_FILE, and be the key that belongs to it, both as PEM, not encrypted",
     "response_delay_seconds": "must be a number, at least 0, at most 86400",
     "known_equipment": "must be * or a list of serials, with commas",
     "error_rate": "must be a number, at least 0, at most 1",
@@ -31,6 +37,8 @@ class Settings(BaseSettings):
     app_name: str = "SERVICE_A"
     app_host: str = "0.0.0.0"
     app_port: int = Field(7777, ge=1, le=65535)
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = Field(None, validate_default=True)
     response_delay_seconds: float = Field(60.0, ge=0, le=86400, allow_inf_nan=False)
     known_equipment: str = "*"
     error_rate: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
@@ -58,6 +66,19 @@ class Settings(BaseSettings):
             socket.getaddrinfo(value, None, flags=socket.AI_PASSIVE)
         except (OSError, ValueError):
             raise ValueError from None
+        return value
+
+    @field_validator("tls_key_file")
+    @classmethod
+    def _check_tls_files(cls, value: Path | None, others: ValidationInfo) -> Path | None:
+        certificate = others.data.get("tls_cert_file")
+        if (certificate is None) != (value is None):
+            raise ValueError
+        if certificate and value:
+            try:
+                make_context(certificate, value)
+            except (OSError, ssl.SSLError):
+                raise ValueError from None
         return value
 
     @field_validator("known_equipment")

@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 from messaging.session import Session
 from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
+from runtime.tls import Reloading
 from service_b.api import routes
 from service_b.api.middleware import observe_and_answer
 from service_b.database import create_pool
@@ -50,15 +51,15 @@ INTERNAL = web.AppKey("INTERNAL", Clock)
 TOKENS = web.AppKey("TOKENS", Tokens)
 
 
-def create_app(settings: Settings, periods: Periods = Periods()) -> web.Application:
-    """Wire the web process."""
+def create_app(settings: Settings, periods: Periods = Periods(), *, tls: Reloading | None = None) -> web.Application:
+    """Wire the web process. `tls`: what its public port speaks, to be kept up to date."""
     app = web.Application(middlewares=[observe_and_answer], client_max_size=routes.MAX_BODY_BYTES)
     app[SETTINGS] = settings
     app[PERIODS] = periods
     app[routes.APP_NAME] = settings.app_name
     app[WAKE] = asyncio.Event()
     app[INTERNAL] = Clock()
-    app.cleanup_ctx.extend([_storage, _background])
+    app.cleanup_ctx.extend([_storage, partial(_background, tls=tls)])
     if settings.tokens_file:
         app[TOKENS] = Tokens(settings.tokens_file, look_seconds=periods.tokens)
     else:
@@ -94,8 +95,8 @@ async def _close(pool: asyncpg.Pool) -> None:
         pool.terminate()
 
 
-async def _background(app: web.Application) -> AsyncIterator[None]:
-    """Run the relay and what wakes it, the reconciler, the backlog's gauges, and the care of the partitions."""
+async def _background(app: web.Application, tls: Reloading | None) -> AsyncIterator[None]:
+    """Run the relay and what wakes it, the reconciler with its chores, and what follows the files."""
     settings, periods = app[SETTINGS], app[PERIODS]
     async with Session(settings, settings.app_name) as session:
         internal = app[INTERNAL]
@@ -116,6 +117,8 @@ async def _background(app: web.Application) -> AsyncIterator[None]:
         }
         if tokens := app.get(TOKENS):
             loops["tokens"] = Endless(tokens.follow)
+        if tls:
+            loops["tls"] = Endless(tls.watch)
         async with running(loops, stop_seconds=STOP_SECONDS):
             yield
         REGISTRY.unregister(backlog)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from messaging.sealing.keys import read_public_key
 from messaging.settings import BrokerSettings
 from runtime.settings import OwnHost, Port, ProcessSettings
+from runtime.tls import Files, server_context
 from service_b.database import DatabaseSettings
 from service_b.tokens.file import TokensFileError, read
 
@@ -17,13 +18,17 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
 
     Several processes share one port only with `reuse_port`, so that none does so by mistake. `max_connections` is by
     default, and at most, what the descriptors allow. `keep_parameters` says of which tasks they are kept when they end.
-    `seal_public_key_file`: whom they are sealed for. Without `tokens_file` the API is open to everybody.
+    `seal_public_key_file`: whom they are sealed for. Without `tokens_file` the API is open to everybody. With
+    `tls_client_ca_file`, clients must show a certificate of that CA.
     """
 
     app_name: str = "SERVICE_B"
     app_host: OwnHost = "0.0.0.0"
     app_port: Port = 7776
     reuse_port: bool = False
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
     keepalive_seconds: float = Field(75, gt=0, le=86400, allow_inf_nan=False)
     max_connections: int | None = Field(None, ge=1)
     service_a_grace_seconds: float = Field(75, ge=0, le=86400, allow_inf_nan=False)
@@ -55,3 +60,16 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
         if self.retention_days * 86400 < self.task_deadline_seconds:
             raise ValueError("RETENTION_DAYS: must be as long as TASK_DEADLINE_SECONDS, at least (a day is 86400 s)")
         return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if self.tls_files:
+            server_context(self.tls_files)
+        return self
+
+    @property
+    def tls_files(self) -> Files | None:
+        """The files by which the public port speaks TLS; None where it does not."""
+        names = "TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"
+        files = Files(self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file, names)
+        return files if any(files) else None

@@ -10,6 +10,7 @@ from aiohttp import web
 from runtime.connections import Limits
 from runtime.listener import Address
 from runtime.serving import listening
+from runtime.tls import Reloading
 
 GENEROUS = Limits(connections=1000)
 
@@ -38,10 +39,12 @@ async def ask_raw(port: int, raw: bytes) -> tuple[bytes, bytes]:
 
 
 @asynccontextmanager
-async def serving(app: web.Application, limits: Limits = GENEROUS) -> AsyncIterator[Client]:
+async def serving(
+    app: web.Application, limits: Limits = GENEROUS, tls: Reloading | None = None
+) -> AsyncIterator[Client]:
     """Serve the app while the context lasts."""
     async with (
-        listening(app, Address("127.0.0.1", 0, "APP_PORT"), limits) as (port,),
+        listening(app, Address("127.0.0.1", 0, "APP_PORT", tls=tls), limits) as (port,),
         aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
     ):
         yield Client(app, port, session)

@@ -353,7 +353,7 @@ def test_a_process_whose_port_is_taken_ends_with_one_line(tmp_path: Path, module
         taken.bind(("127.0.0.1", free_port()))
         taken.listen()
         port = taken.getsockname()[1]
-        process = Process(module, tmp_path, NOWHERE | {variable: str(port), "LOG_LEVEL": "WARNING"})
+        process = Process(module, tmp_path, NOWHERE | {variable: str(port), "LOG_LEVEL": "ERROR"})
         process.start(wait=False)
         assert process.wait() == 1
     lines = process.log_file.read_text().splitlines()

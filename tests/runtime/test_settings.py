@@ -17,6 +17,7 @@ import service_b.results.settings
 import service_b.settings
 from messaging.settings import BrokerSettings
 from runtime.settings import FrozenSettings, read_settings
+from tests.certificates import Authority
 from tests.seals import make_keys
 from tests.system.spawning import ROOT, base_environment
 
@@ -49,6 +50,8 @@ SERVICE_A = LOGS | {
     "APP_NAME": "SERVICE_A",
     "APP_HOST": "0.0.0.0",
     "APP_PORT": "7777",
+    "TLS_CERT_FILE": "",
+    "TLS_KEY_FILE": "",
     "RESPONSE_DELAY_SECONDS": "60",
     "KNOWN_EQUIPMENT": "*",
     "ERROR_RATE": "0",
@@ -63,6 +66,9 @@ WEB = (
         "APP_HOST": "0.0.0.0",
         "APP_PORT": "7776",
         "REUSE_PORT": "false",
+        "TLS_CERT_FILE": "",
+        "TLS_KEY_FILE": "",
+        "TLS_CLIENT_CA_FILE": "",
         "KEEPALIVE_SECONDS": "75",
         "MAX_CONNECTIONS": "",
         "SERVICE_A_GRACE_SECONDS": "75",
@@ -180,7 +186,8 @@ def test_an_empty_variable_means_the_default(module: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("module", PROCESSES)
 def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings, contract = PROCESSES[module]
-    keys = make_keys(tmp_path)
+    keys, authority = make_keys(tmp_path), Authority(tmp_path)
+    pair = authority.issue()
     given = {
         name: "1" if default.isdigit() else f"https://{name.lower()}" if default.startswith("http") else name.lower()
         for name, default in contract.items()
@@ -198,6 +205,9 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch, tm
         "KNOWN_EQUIPMENT": "ABC1234,DEF5678",
         "SEAL_PUBLIC_KEY_FILE": str(keys.public),
         "SEAL_KEY_FILE": f"{keys.private},{keys.private}",
+        "TLS_CERT_FILE": str(pair.certificate),
+        "TLS_KEY_FILE": str(pair.key),
+        "TLS_CLIENT_CA_FILE": str(authority.file),
     }
     given |= {name: value for name, value in special.items() if name in contract}
     for name, value in given.items():
