@@ -1,13 +1,16 @@
 """Reading a process's settings from its environment."""
 
+import os
 import re
 import socket
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from typing_extensions import override
 
 S = TypeVar("S", bound="FrozenSettings")
 
@@ -50,16 +53,62 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class FrozenSettings(BaseSettings):
     """What all settings of ours have in common: read from the environment alone, and never changed.
 
-    White space around a value is no part of it, and a variable that is empty then is not set.
+    White space around a value is no part of it, and a variable that is empty then is not set. A secret may lie in a
+    file, which `NAME_FILE` names, instead of in the variable `NAME`.
     """
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
+
+    @override
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        variables = {name.lower(): value for name, value in os.environ.items()}
+        names = [file_of(name) for name in cls._secrets()]
+        files = {name: variables[name] for name in names if name in variables}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, files)
 
     @model_validator(mode="before")
     @classmethod
     def _strip_all(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         stripped = {name: _strip(name, value) if isinstance(value, str) else value for name, value in values.items()}
-        return {name: value for name, value in stripped.items() if value != ""}
+        given = {name: value for name, value in stripped.items() if value != ""}
+        for name in cls._secrets():
+            if (file := given.pop(file_of(name), None)) is None:
+                continue
+            if name in given:
+                raise ValueError(f"{name.upper()}: must be set by itself or by {file_of(name).upper()}, not by both")
+            given[name] = _read_secret(file_of(name), Path(file))
+        return given
+
+    @classmethod
+    def _secrets(cls) -> list[str]:
+        return [name for name, field in cls.model_fields.items() if _is_secret(field.annotation)]
+
+
+def _is_secret(annotation: object) -> bool:
+    return annotation is SecretStr or any(map(_is_secret, get_args(annotation)))
+
+
+def file_of(secret: str) -> str:
+    """Name the setting that says in which file a secret lies."""
+    return f"{secret}_file"
+
+
+def _read_secret(name: str, file: Path) -> str:
+    try:
+        secret = file.read_text("utf-8").strip()
+    except (OSError, ValueError):
+        secret = ""
+    if not secret:
+        raise ValueError(f"{name.upper()}: must be a file that can be read, UTF-8 and not empty")
+    return secret
 
 
 def _strip(name: str, value: str) -> str:
@@ -75,8 +124,8 @@ def without_parts(values: Mapping[str, Any], *, url: str, parts: str) -> dict[st
 
     They need not be meant for us: Kubernetes sets `RMQ_PORT=tcp://10.0.0.1:5672` beside a service called `rmq`.
     """
-    given = values.get(url)
-    if not given or (isinstance(given, str) and not given.strip()):
+    given = [value for value in (values.get(url), values.get(file_of(url))) if value]
+    if not any(value.strip() if isinstance(value, str) else value for value in given):
         return dict(values)
     return {name: value for name, value in values.items() if not name.startswith(parts)}
 

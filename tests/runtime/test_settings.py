@@ -124,6 +124,7 @@ URLS = {"AMQP_URL": ("RMQ_", "amqp://broker/"), "DATABASE_URL": ("POSTGRES_", "p
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SERVICE_A | WEB | RESULTS | CONFIGURATOR:
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
 
 
 def plain(value: object) -> str:
@@ -232,6 +233,77 @@ def test_white_space_around_a_url_and_a_password_is_no_part_of_them(
     assert values(service_b.settings.Settings())[f"{parts}PASSWORD"] == SECRET
     monkeypatch.setenv(variable, f" {url}\n")
     assert values(service_b.settings.Settings())[variable] == url
+
+
+SECRETS = {
+    "AMQP_URL": "amqp://b/",
+    "DATABASE_URL": "postgresql://b/",
+    "LEASE_TOKEN": "t",
+    "POSTGRES_PASSWORD": "p",
+    "RMQ_PASSWORD": "p",
+}
+"""What is a secret, and a good one."""
+
+
+@pytest.mark.parametrize(
+    ("module", "variable"),
+    [(module, name) for module, (_, contract) in PROCESSES.items() for name in contract if name in SECRETS],
+)
+def test_a_secret_may_lie_in_a_file(
+    module: str, variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRETS[variable]}\r\n")
+    monkeypatch.setenv(f"{variable}_FILE", f" {file} ")
+    settings = PROCESSES[module][0]()
+    assert values(settings)[variable] == SECRETS[variable]
+
+
+def test_nothing_else_is_kept_hidden() -> None:
+    """A new secret belongs to those above."""
+    for settings, _ in PROCESSES.values():
+        hidden = {name.upper() for name, field in settings.model_fields.items() if "SecretStr" in str(field)}
+        assert hidden <= set(SECRETS)
+
+
+def test_a_url_from_a_file_wins_over_the_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("amqp://u:p@one/")
+    monkeypatch.setenv("AMQP_URL_FILE", str(file))
+    monkeypatch.setenv("RMQ_PORT", "tcp://10.0.0.1:5672")
+    monkeypatch.setenv("RMQ_PASSWORD_FILE", str(tmp_path / "none"))
+    assert nodes(monkeypatch) == ["amqp://u:p@one/?heartbeat=10"]
+    monkeypatch.setenv("AMQP_URL_FILE", " ")
+    with pytest.raises(SystemExit, match="RMQ_P"):
+        read_settings(BrokerSettings)
+
+
+def test_a_secret_that_is_given_twice_stops_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(SECRET)
+    monkeypatch.setenv("RMQ_PASSWORD_FILE", str(file))
+    monkeypatch.setenv("RMQ_PASSWORD", f"another-{SECRET}")
+    with pytest.raises(SystemExit) as stopped:
+        read_settings(service_b.settings.Settings)
+    right = "must be set by itself or by RMQ_PASSWORD_FILE, not by both"
+    assert str(stopped.value) == f"wrong settings: RMQ_PASSWORD: {right}"
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b" \n", b"\xff" + SECRET.encode()], ids=["none", "empty", "blank", "binary"]
+)
+def test_a_file_without_a_secret_stops_the_process(
+    content: bytes | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An empty one would mean the default: a password that everybody knows."""
+    file = tmp_path / SECRET
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("POSTGRES_PASSWORD_FILE", str(file))
+    with pytest.raises(SystemExit) as stopped:
+        read_settings(service_b.settings.Settings)
+    right = "must be a file that can be read, UTF-8 and not empty"
+    assert str(stopped.value) == f"wrong settings: POSTGRES_PASSWORD_FILE: {right}"
 
 
 @pytest.mark.parametrize("module", PROCESSES)
