@@ -102,7 +102,7 @@ async def _background(app: web.Application, tls: Reloading | None) -> AsyncItera
         internal = app[INTERNAL]
         relay = Relay(session, app[POOL], settings, app[WAKE], internal, poll_seconds=periods.poll)
         reconciler = Reconciler(app[POOL], internal, round_seconds=periods.round)
-        backlog = BacklogMeter(app[POOL], lambda: reconciler.leading)
+        backlog = BacklogMeter(app[POOL], lambda: reconciler.leading, seals=settings.seal_public_key_file is not None)
         chores: dict[str, Callable[[], Awaitable[float | None]]] = {
             "losses": partial(losses.report, session, app[POOL], settings, internal),
             "backlog": backlog.measure,

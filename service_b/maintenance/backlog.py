@@ -1,6 +1,6 @@
 """The backlog's gauges: how much is unfinished, measured by one process, with the age of the measurement."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import structlog
 from prometheus_client import Metric
@@ -25,26 +25,31 @@ class BacklogMeter(Collector):
     """Counts the unfinished tasks while `leads` says that it is this process's turn, and shows what it counted.
 
     A process that does not lead shows nothing, so that a sum over all processes counts each task once; nor does one
-    that could not measure for long: an old number looks like a good one. Until then the age tells.
+    that could not measure for long: an old number looks like a good one. Until then the age tells. Where tasks are
+    sealed it also counts for which keys: one that no task needs may be thrown away.
     """
 
-    def __init__(self, pool: Queries, leads: Callable[[], bool], *, period_seconds: float = PERIOD_SECONDS) -> None:
+    def __init__(
+        self, pool: Queries, leads: Callable[[], bool], *, seals: bool = False, period_seconds: float = PERIOD_SECONDS
+    ) -> None:
         self._pool = pool
         self._leads = leads
+        self._seals = seals
         self._period_seconds = period_seconds
         self._pause = period_seconds
-        self._latest: tuple[counts.Backlog, float] | None = None
+        self._latest: tuple[counts.Backlog, Mapping[str, int], float] | None = None
 
     async def measure(self) -> float:
         """Count once; what cannot be counted just now leaves the last numbers. Returns how long to pause."""
         started = clock.now()
         try:
             backlog = await counts.count(self._pool)
+            keys = await counts.count_keys(self._pool) if self._seals else {}
         except STORAGE_ERRORS as error:
             log.warning("backlog.storage_unavailable", error=repr(error))
         else:
             # It is as old as its snapshot, which was taken when the count began.
-            self._latest = backlog, started
+            self._latest = backlog, keys, started
         self._pause = max(self._period_seconds, IDLE_SHARE * (clock.now() - started))
         return self._pause
 
@@ -53,7 +58,7 @@ class BacklogMeter(Collector):
         """Give what was measured, at each scrape."""
         if self._latest is None or not self._leads():
             return
-        backlog, measured_at = self._latest
+        backlog, keys, measured_at = self._latest
         age = clock.now() - measured_at
         if age > STALE_PERIODS * self._pause:
             return
@@ -61,6 +66,11 @@ class BacklogMeter(Collector):
         for state in ("waiting", "due", "dispatched", "running"):
             unfinished.add_metric([state], getattr(backlog, state))
         yield unfinished
+        if self._seals:
+            sealed = GaugeMetricFamily("tasks_sealed", "Unfinished tasks, by the key that opens them", labels=["key"])
+            for key, count in keys.items():
+                sealed.add_metric([key], count)
+            yield sealed
         for name, seconds, text in (
             ("unfinished", backlog.oldest_seconds, "Age of the oldest unfinished task"),
             ("dispatched", backlog.dispatched_seconds, "How long ago the oldest message was written that nobody began"),

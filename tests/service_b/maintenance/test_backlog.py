@@ -3,19 +3,24 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
+from messaging.sealing.sealer import Sealer
 from service_b.database import DatabaseSettings, create_pool
 from service_b.maintenance.backlog import BacklogMeter
 from service_b.maintenance.reconciler import Reconciler
+from service_b.tasks import inserts
 from service_b.tasks.clock import Clock
 from tests.conftest import eventually
 from tests.proxy import Proxy
-from tests.tasks import accept, let_time_pass
+from tests.seals import make_keys
+from tests.tasks import accept, let_time_pass, new_task
 
 PERIOD = 0.05
 
@@ -42,10 +47,12 @@ class Meter:
 
 
 @asynccontextmanager
-async def running(settings: DatabaseSettings, *, period_seconds: float = PERIOD) -> AsyncIterator[Meter]:
+async def running(
+    settings: DatabaseSettings, *, seals: bool = False, period_seconds: float = PERIOD
+) -> AsyncIterator[Meter]:
     leads = [True]
     async with create_pool(settings) as pool:
-        made = BacklogMeter(pool, lambda: leads[0], period_seconds=period_seconds)
+        made = BacklogMeter(pool, lambda: leads[0], seals=seals, period_seconds=period_seconds)
         reconciler = Reconciler(pool, Clock(), round_seconds=PERIOD)
         reconciler.leading = True
         task = asyncio.create_task(reconciler.whenever_leading(made.measure))
@@ -63,6 +70,18 @@ async def test_the_one_that_leads_shows_what_is_there(database: DatabaseSettings
         assert meter.shown("tasks_unfinished", state="dispatched") == 0
         await eventually(lambda: (meter.shown("tasks_oldest_unfinished_seconds") or 0) >= 100)
         assert meter.shown("tasks_backlog_age_seconds") is not None
+
+
+async def test_where_tasks_are_sealed_it_shows_for_which_keys(database: DatabaseSettings, tmp_path: Path) -> None:
+    keys, task = make_keys(tmp_path), new_task("DEVICE01")
+    sealed = replace(task, parameters=Sealer(keys.public).seal("{}", task.id, task.equipment_id))
+    async with create_pool(database) as pool, running(database) as meter, running(database, seals=True) as sealing:
+        await inserts.insert(pool, [sealed, new_task("DEVICE02")], grace_seconds=0, deadline_seconds=60)
+        await eventually(lambda: sealing.shown("tasks_sealed", key=keys.id) == 1)
+        await eventually(lambda: meter.shown("tasks_unfinished", state="due") == 2)
+        assert meter.shown("tasks_sealed", key=keys.id) is None
+        await pool.execute("DELETE FROM task")
+        await eventually(lambda: sealing.shown("tasks_sealed", key=keys.id) is None)
 
 
 async def test_one_that_does_not_lead_shows_nothing(database: DatabaseSettings) -> None:

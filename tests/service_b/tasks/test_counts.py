@@ -1,8 +1,13 @@
 """Counting the backlog, on a real PostgreSQL."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import asyncpg
 
-from service_b.tasks import claims, counts
+from messaging.sealing.sealer import Sealer
+from service_b.tasks import claims, counts, inserts
+from tests.seals import make_keys
 from tests.tasks import (
     A,
     B,
@@ -10,6 +15,7 @@ from tests.tasks import (
     accept,
     begin,
     let_time_pass,
+    new_task,
 )
 
 
@@ -28,3 +34,23 @@ async def test_the_backlog_is_counted_by_state(pool: asyncpg.Pool, sql: asyncpg.
     assert 200 <= backlog.running_seconds < 300 <= backlog.dispatched_seconds <= backlog.oldest_seconds
     await accept(pool, "DEVICE0E")
     assert ((await counts.count(pool)).oldest_seconds or 0) >= 300
+
+
+async def test_the_keys_that_unfinished_tasks_need_are_counted_and_nothing_else_is_told(
+    pool: asyncpg.Pool, tmp_path: Path
+) -> None:
+    assert await counts.count_keys(pool) == {}
+    keys = [make_keys(tmp_path / name) for name in ("old", "new")]
+    tasks = [new_task(f"DEVICE{n}") for n in range(6)]
+    parameters = [
+        *(
+            Sealer(keys[which].public).seal("{}", task.id, task.equipment_id)
+            for which, task in zip((0, 1, 1, 1), tasks, strict=False)
+        ),
+        # What a client calls so is not for everybody to see.
+        '{"sealed":"1.0123456789abcdef.secret","username":"a"}',
+        '{"sealed":"1.hunter2-Secret..a"}',
+    ]
+    sealed = [replace(task, parameters=text) for task, text in zip(tasks, parameters, strict=True)]
+    await inserts.insert(pool, sealed, grace_seconds=0, deadline_seconds=60)
+    assert await counts.count_keys(pool) == {keys[0].id: 1, keys[1].id: 3}
