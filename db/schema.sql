@@ -404,6 +404,13 @@ CREATE INDEX task_overdue ON public.task USING btree (overdue_at) WHERE (begun_a
 
 
 --
+-- Name: task_submitted_by; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX task_submitted_by ON public.task USING btree (submitted_by, due_at) WHERE (submitted_by IS NOT NULL);
+
+
+--
 -- Name: task_waiting; Type: INDEX; Schema: public; Owner: -
 --
 

@@ -18,8 +18,8 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
 
     Several processes share one port only with `reuse_port`, so that none does so by mistake. `max_connections` is by
     default, and at most, what the descriptors allow. `keep_parameters` says of which tasks they are kept when they end.
-    `seal_public_key_file`: whom they are sealed for. Without `tokens_file` the API is open to everybody. With
-    `tls_client_ca_file`, clients must show a certificate of that CA.
+    `seal_public_key_file`: whom they are sealed for. Without `tokens_file` the API is open to everybody; `max_tasks_…`
+    are of unfinished ones. With `tls_client_ca_file`, clients must show a certificate of that CA.
     """
 
     app_name: str = "SERVICE_B"
@@ -36,6 +36,8 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
     retention_days: int = Field(90, ge=1, le=3650)
     keep_parameters: Literal["failed", "all", "none"] = "failed"
     tokens_file: Path | None = None
+    max_tasks_per_device: int = Field(1000, ge=1, le=1_000_000)
+    max_tasks_per_token: int | None = Field(None, ge=1, le=1_000_000_000)
     seal_public_key_file: Path | None = None
 
     @field_validator("tokens_file")

@@ -47,11 +47,19 @@ async def accept(
     grace_seconds: float = 0,
     deadline_seconds: float = 3600,
     submitted_by: str | None = None,
+    max_per_device: int = 1000,
     now: datetime | None = None,
 ) -> list[UUID]:
     """Store one task for each device, in one batch; return their ids."""
     new = [new_task(each, timeout_seconds=timeout_seconds, submitted_by=submitted_by) for each in equipment_ids]
-    await inserts.insert(pool, new, grace_seconds=grace_seconds, deadline_seconds=deadline_seconds, now=now)
+    await inserts.insert(
+        pool,
+        new,
+        grace_seconds=grace_seconds,
+        deadline_seconds=deadline_seconds,
+        max_per_device=max_per_device,
+        now=now,
+    )
     return [task.id for task in new]
 
 

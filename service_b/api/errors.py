@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 RETRY_AFTER_SECONDS = 5
+FULL_SECONDS = 60
+"""About as long as service A takes for one task: then there is room for another."""
 
 
 class ApiError(Exception):
@@ -92,6 +94,17 @@ class InvalidBodyError(ApiError):
     def __init__(self, errors: list[dict[str, Any]]) -> None:
         super().__init__(self.message)
         self.errors = errors
+
+
+class TooManyTasksError(ApiError):
+    """The device, or the tokens of the client's name, have as many unfinished tasks as they may."""
+
+    code = 429
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(FULL_SECONDS)}
+
+    def __init__(self, whose: str) -> None:
+        self.message = f"Too many tasks of this {whose} are unfinished"
+        super().__init__(self.message)
 
 
 class UnavailableError(ApiError):

@@ -18,10 +18,11 @@ from service_b.api.errors import (
     CompressedBodyError,
     EquipmentNotFoundError,
     TaskNotFoundError,
+    TooManyTasksError,
 )
 from service_b.api.guard import Route, guarded
 from service_b.statuses import Statuses
-from service_b.submission import Submission
+from service_b.submission import FullError, Submission
 from service_b.tokens.access import Access
 from service_b.tokens.file import Tokens
 
@@ -62,7 +63,10 @@ async def create_task(request: web.Request, access: Access | None = None) -> web
         raise CompressedBodyError
     wanted = parse_request(await _read(request))
     submitted_by = access.name if access else None
-    task = await request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters, submitted_by)
+    try:
+        task = await request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters, submitted_by)
+    except FullError as error:
+        raise TooManyTasksError("client" if error.whose == "token" else "equipment") from None
     name = str(task)
     return Answer(
         200,

@@ -21,6 +21,8 @@ WHERE parameters::text ~ '^\{"sealed":"1\.[0-9a-f]{16}\.[^"]*"\}$' GROUP BY key
 """
 """The form of `messaging.sealing`, and nothing else: what a client wrote itself must not be shown to anybody."""
 
+COUNT_OF = "SELECT count(*) FROM (SELECT FROM task WHERE submitted_by = $1 LIMIT $2) AS unfinished"
+
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
@@ -45,3 +47,9 @@ async def count(connection: Queries) -> Backlog:
 async def count_keys(connection: Queries) -> dict[str, int]:
     """Count the unfinished tasks that are sealed, by the id of the key that opens them. As dear as `count`."""
     return {row["key"]: row["count"] for row in await connection.fetch(COUNT_KEYS)}
+
+
+async def count_of(connection: Queries, submitted_by: str, limit: int) -> int:
+    """Count the unfinished tasks that came with tokens of this name, but not beyond `limit`. Reads each of them."""
+    count: int = await connection.fetchval(COUNT_OF, submitted_by, limit)
+    return count

@@ -32,13 +32,26 @@ WITH new AS MATERIALIZED (
     -- Of two that are stored at once, one waits.
     ON CONFLICT (equipment_id) WHERE active DO NOTHING
     RETURNING id
+), others AS MATERIALIZED (
+    SELECT *, row_number() OVER (PARTITION BY equipment_id ORDER BY position) AS place
+    FROM new WHERE id NOT IN (SELECT id FROM first)
+), crowd AS MATERIALIZED (
+    SELECT equipment_id, (
+        SELECT count(*) FROM (
+            SELECT FROM task WHERE task.equipment_id = device.equipment_id AND {WAITING} LIMIT $10
+        ) AS waiting
+    ) AS waiting
+    FROM (SELECT DISTINCT equipment_id FROM others) AS device
+), waiting AS (
+    INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
+                      submitted_by, active)
+    SELECT id, equipment_id, timeout_seconds, parameters::json,
+           timeout_seconds + $5, {ACCEPTED} + $6::interval, $7, submitted_by, false
+    -- As many as may wait behind the active one.
+    FROM others JOIN crowd USING (equipment_id) WHERE waiting + place < $10 ORDER BY position
+    RETURNING id
 )
-INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
-                  submitted_by, active)
-SELECT id, equipment_id, timeout_seconds, parameters::json,
-       timeout_seconds + $5, {ACCEPTED} + $6::interval, $7, submitted_by, false
-FROM new WHERE id NOT IN (SELECT id FROM first) ORDER BY position
-RETURNING equipment_id
+SELECT position, waiting.id IS NULL AS refused FROM others LEFT JOIN waiting USING (id)
 """
 
 
@@ -60,9 +73,13 @@ async def insert(
     grace_seconds: float,
     deadline_seconds: float,
     keep_parameters: str = "failed",
+    max_per_device: int = 1000,
     now: datetime | None = None,
-) -> None:
+) -> set[UUID]:
     """Store new tasks: the first of each device becomes due, unless one is active already; the others wait.
+
+    Not stored, and returned, are those whose device has `max_per_device` unfinished ones already. Two processes that
+    store tasks of one device at the same moment may not see each other's: then it gets a batch more, at most.
 
     `keep_parameters` (failed, all, none) says whose are kept when they end; `now` is what the asking process takes for
     internal time.
@@ -70,7 +87,7 @@ async def insert(
     Waits for no row that somebody else holds. So the active task may end, and find nothing waiting, while one that
     has to wait for it is being stored: who commits last sees the other, and promotes (see `promotion.promote`).
     """
-    waiting = await connection.fetch(
+    rows = await connection.fetch(
         INSERT,
         [task.id for task in tasks],
         [task.equipment_id for task in tasks],
@@ -81,5 +98,8 @@ async def insert(
         keep_parameters,
         now,
         [task.submitted_by for task in tasks],
+        max_per_device,
     )
-    await promotion.promote(connection, [row["equipment_id"] for row in waiting])
+    others = [(tasks[row["position"] - 1], row["refused"]) for row in rows]
+    await promotion.promote(connection, [task.equipment_id for task, refused in others if not refused])
+    return {task.id for task, refused in others if refused}

@@ -333,7 +333,12 @@ MUTANTS = (
     Mutant(
         "answered before it is stored",
         "service_b/submission.py",
-        [("await self._inserts.ask(task, task_id)", "asyncio.ensure_future(self._inserts.ask(task, task_id))")],
+        [
+            (
+                "await self._inserts.ask(task, task_id)",
+                "asyncio.ensure_future(self._inserts.ask(task, task_id)) and None",
+            )
+        ],
         WEB_DIES,
         frozenset({"lost"}),
     ),

@@ -76,6 +76,8 @@ WEB = (
         "RETENTION_DAYS": "90",
         "KEEP_PARAMETERS": "failed",
         "TOKENS_FILE": "",
+        "MAX_TASKS_PER_DEVICE": "1000",
+        "MAX_TASKS_PER_TOKEN": "",
         "SEAL_PUBLIC_KEY_FILE": "",
     }
 )
@@ -196,6 +198,7 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch, tm
     special = {
         "HEALTH_PORT": "1",
         "MAX_CONNECTIONS": "1",
+        "MAX_TASKS_PER_TOKEN": "1",
         "REUSE_PORT": "true",
         "KEEP_PARAMETERS": "all",
         "AMQP_URL": "",
@@ -382,6 +385,7 @@ def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str
         *(("service_b", "SEAL_PUBLIC_KEY_FILE", file) for file in (f"/{SECRET}", "/", SECRET * 300)),
         *(("configurator", "SEAL_KEY_FILE", files) for files in (f"/{SECRET}", "/", ",", f"-----BEGIN\n{SECRET}")),
         ("service_b.results", "MAX_ATTEMPTS", "0"),
+        *(("service_b", f"MAX_TASKS_PER_{whose}", "0") for whose in ("DEVICE", "TOKEN")),
         *(
             (module, "LEASE_TOKEN", f"{SECRET}{end}")
             for module in ("service_b.results", "configurator")

@@ -1,7 +1,9 @@
 """Tokens on the real web application and a real database: who may ask for what."""
 
+import asyncio
 import hashlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from uuid import uuid4
@@ -276,3 +278,46 @@ async def test_a_token_is_never_logged(client: Client, by_role: dict[str, dict[s
             await client.post(f"{PATH}/{DEVICE}", json=BODY, headers=by_role[role])
         await client.post(f"{PATH}/{DEVICE}", json=BODY, headers={"Authorization": "Bearer cpe_SECRET"})
     assert "cpe_" not in str(logs)
+
+
+# --- How many
+
+
+async def test_a_client_gets_no_more_tasks_than_it_may_have(
+    database: DatabaseSettings, tokens: TokensFile, sql: asyncpg.Connection
+) -> None:
+    """All tokens of its name together; others are not harmed."""
+    first, second, other = (tokens.add(name, "submit") for name in ("oss", "oss", "crm"))
+    settings = settings_for(database, tokens_file=tokens.path, max_tasks_per_token=3)
+    async with serving(create_app(settings, PERIODS)) as client:
+        statuses = []
+        for number, header in enumerate((first, second, first, second, other)):
+            response = await client.post(f"{PATH}/DEVICE{number}", json=BODY, headers=header)
+            statuses.append(response.status)
+            if response.status == 429:
+                assert await response.json() == {"code": 429, "message": "Too many tasks of this client are unfinished"}
+                assert int(response.headers["Retry-After"]) > 0
+    assert statuses == [200, 200, 200, 429, 200]
+    assert await sql.fetchval("SELECT array_agg(submitted_by ORDER BY seq) FROM task") == ["oss"] * 3 + ["crm"]
+
+
+async def test_a_flood_for_one_device_is_stopped_at_its_limit(
+    database: DatabaseSettings, sql: asyncpg.Connection
+) -> None:
+    """With tokens and without; its first task is as it was."""
+    async with serving(create_app(settings_for(database))) as client:
+        first = await (await client.post(f"{PATH}/{DEVICE}", json=BODY)).json()
+
+        async def post(_: int) -> int:
+            async with client.post(f"{PATH}/{DEVICE}", json=BODY) as response:
+                if response.status == 429:
+                    message = "Too many tasks of this equipment are unfinished"
+                    assert await response.json() == {"code": 429, "message": message}
+                    assert int(response.headers["Retry-After"]) > 0
+                return response.status
+
+        statuses = Counter(await asyncio.gather(*map(post, range(1439))))
+        assert statuses == {200: 999, 429: 440}
+        assert (await client.post(f"{PATH}/{FOREIGN}", json=BODY)).status == 200
+    unharmed = "SELECT due_at IS NOT NULL AND seq = (SELECT min(seq) FROM task) FROM task WHERE id = $1"
+    assert await sql.fetchval(unharmed, first["taskId"])

@@ -95,7 +95,7 @@ async def test_no_statement_of_the_busy_path_reads_the_backlog(
         assert len(expired) == 1
         _, costs["promote_stranded"][round_:] = await _listed(cost(promote_stranded(pool, "", batch)))
         _, costs["insert"][round_:] = await _listed(
-            cost(accept(pool, "DEVICE1", *(f"DEVICE{n}" for n in range(5000, 5019))))
+            cost(accept(pool, "DEVICE1", *(f"DEVICE{n}" for n in range(5000, 5019)), max_per_device=100))
         )
         _, costs["statuses"][round_:] = await _listed(
             cost(lookups.look_up(pool, [dispatch.id for dispatch in dispatches]))

@@ -102,3 +102,44 @@ async def test_an_id_is_refused_the_second_time(pool: asyncpg.Pool, sql: asyncpg
         with pytest.raises(REFUSED_ROW):
             await inserts.insert(pool, [again], grace_seconds=0, deadline_seconds=60)
     assert await sql.fetchval("SELECT array_agg(equipment_id) FROM task") == [A]
+
+
+# --- How many a device may have
+
+
+async def store(pool: asyncpg.Pool, most: int, *devices: str) -> list[bool]:
+    """Store a task for each device, at most so many for each; tell of each whether it was refused."""
+    new = [new_task(device) for device in devices]
+    refused = await inserts.insert(pool, new, grace_seconds=0, deadline_seconds=3600, max_per_device=most)
+    return [task.id in refused for task in new]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+async def test_a_device_has_no_more_than_so_many_unfinished_tasks(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, most: int
+) -> None:
+    """Within a batch and from batch to batch, the first that come; whoever has room is not kept from it."""
+    assert await store(pool, most, A, B, A, A, A, A) == [False, False, *(number > most for number in (2, 3, 4, 5))]
+    assert await store(pool, most, A, B, C, A) == [True, most < 2, False, True]
+    count = "SELECT count(*) FROM task WHERE equipment_id = $1"
+    assert [await sql.fetchval(count, device) for device in (A, B, C)] == [min(most, 5), min(most, 2), 1]
+    # What has ended makes room.
+    [first, *_] = [dispatch for dispatch in await claim(pool, 9) if dispatch.equipment_id == A]
+    await apply(pool, finish(first))
+    assert await store(pool, most, A, A) == [False, True]
+
+
+async def test_the_first_task_of_a_full_device_is_unharmed(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
+    [first] = await accept(pool, A)
+    refused = [await store(pool, 20, *[A] * 30) for _ in range(5)]
+    assert refused == [[False] * 19 + [True] * 11, *[[True] * 30] * 4]
+    assert await states(sql, [first]) == ["due"]
+    assert len(await run_device_down(pool)) == 20
+
+
+async def test_a_device_gets_a_batch_more_at_most_by_those_that_store_at_once(
+    pool: asyncpg.Pool, sql: asyncpg.Connection
+) -> None:
+    await asyncio.gather(*(store(pool, 10, *[A] * 10) for _ in range(5)))
+    assert 10 <= await sql.fetchval("SELECT count(*) FROM task") <= 10 + 4 * 10
+    assert await store(pool, 10, A) == [True]
