@@ -10,8 +10,9 @@ from configurator.keys import PAUSE_SECONDS, Keys
 from configurator.service_a import PROBE_SECONDS, ServiceA
 from configurator.settings import Settings
 from messaging.session import Session
-from runtime.background import running
+from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
+from runtime.tls import Reloading, client_context
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 SESSION = web.AppKey("SESSION", Session)
@@ -48,12 +49,17 @@ def create_app(
 async def _consumers(app: web.Application, probe_seconds: float) -> AsyncIterator[None]:
     """Consume until the process stops; what has begun is finished, up to the grace period."""
     settings = app[SETTINGS]
+    files = settings.service_a_files
+    tls = Reloading(client_context, files) if files else None
     async with (
         Session(settings, "configurator") as session,
-        ServiceA(settings.service_a_url, probe_seconds=probe_seconds) as service_a,
+        ServiceA(settings.service_a_url, tls, probe_seconds=probe_seconds) as service_a,
     ):
         app[SESSION] = session
         app[SERVICE_A] = service_a
         app[CONSUMERS] = consumers = Consumers(session, service_a, app[KEYS], settings)
-        async with running({"consumers": consumers}, stop_seconds=settings.shutdown_grace_seconds):
+        loops: dict[str, Loop] = {"consumers": consumers}
+        if tls:
+            loops["tls"] = Endless(tls.watch)
+        async with running(loops, stop_seconds=settings.shutdown_grace_seconds):
             yield

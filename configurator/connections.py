@@ -5,6 +5,7 @@ Closing alone leaves what A has not acknowledged with the kernel, which goes on 
 
 import asyncio
 import socket
+import ssl
 import struct
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ RESET = struct.pack("ii", 1, 0)
 """SO_LINGER of a connection that ends with a reset: the kernel forgets what it would send again (socket(7))."""
 CLOSE = struct.pack("ii", 0, 0)
 """SO_LINGER of one that ends as usual."""
+REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
+"""Of which TLS alerts (RFC 8446, 6.2) the names speak when a server does not take a client."""
 
 
 def open_socket(address: aiohttp.AddrInfoType, reach_seconds: float) -> socket.socket:
@@ -91,3 +94,16 @@ class Request(aiohttp.ClientRequest):
 def _set_linger(transport: asyncio.Transport | None, linger: bytes) -> None:
     if transport:  # Until aiohttp has heard that it is lost, so that the descriptor is still this one.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+
+def tls_fault(error: BaseException) -> str | None:
+    """Tell what was wrong with TLS, in OpenSSL's words; None where it was something else."""
+    fault = error.__cause__ or error
+    if isinstance(fault, ssl.SSLCertVerificationError):
+        return fault.verify_message
+    return fault.reason if isinstance(fault, ssl.SSLError) else None
+
+
+def is_refused(fault: str | None) -> bool:
+    """Tell whether A refused us before it read the request: a client hears of that after it has sent it (TLS 1.3)."""
+    return fault is not None and "_ALERT_" in fault and any(name in fault for name in REFUSALS)

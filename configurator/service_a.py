@@ -14,11 +14,12 @@ from yarl import URL
 
 from configurator import metrics
 from configurator.answers import classify, parse_retry_after, read
-from configurator.connections import Answer, Body, Request, TooLateError, open_socket
+from configurator.connections import Answer, Body, Request, TooLateError, is_refused, open_socket, tls_fault
 from configurator.jobs import Job
 from configurator.silence import Silence
 from messaging.messages import Outcome, OutcomeKind
 from runtime.clock import now
+from runtime.tls import Reloading
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -33,10 +34,18 @@ KEEPALIVE_SECONDS = 3.0
 
 
 class ServiceA:
-    """Service A over HTTP."""
+    """Service A over HTTP, or HTTPS with `tls`."""
 
-    def __init__(self, url: str, *, probe_seconds: float = PROBE_SECONDS, reach_seconds: float = REACH_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        tls: Reloading | None = None,
+        *,
+        probe_seconds: float = PROBE_SECONDS,
+        reach_seconds: float = REACH_SECONDS,
+    ) -> None:
         self._url = URL(url)
+        self._tls = tls
         self._probe_seconds = probe_seconds
         """Between two attempts to reach an A that could not be reached."""
         self._path = f"{url}/api/v1/equipment/cpe/"
@@ -56,6 +65,8 @@ class ServiceA:
         """Set while the last connection could be made; otherwise `unreachable` is."""
         self.unreachable = asyncio.Event()
         self.reachable.set()
+        self._fault: str | None = None
+        """What was wrong with TLS when A could not be reached."""
         self._silence = Silence()
 
     async def __aenter__(self) -> Self:
@@ -74,7 +85,9 @@ class ServiceA:
     @property
     def unready(self) -> str | None:
         """What a readiness check says: None while A can be reached, and answers."""
-        return self._silence.unready if self.reachable.is_set() else "service A: cannot be reached"
+        if self.reachable.is_set():
+            return self._silence.unready
+        return f"service A: cannot be reached{f' ({self._fault})' if self._fault else ''}"
 
     async def configure(self, job: Job, on_begin: Callable[[], None] = lambda: None) -> Outcome:
         """Call A once for a job that has its lease, and tell what came of it, within the task's time limit.
@@ -110,6 +123,7 @@ class ServiceA:
                     "X-Attempt": str(task.attempt),
                 },
                 allow_redirects=False,
+                ssl=self._tls.context if self._tls else True,
                 timeout=aiohttp.ClientTimeout(
                     total=max(job.seconds_left, LEAST_SECONDS),
                     sock_connect=CONNECT_TIMEOUT_SECONDS,
@@ -120,21 +134,25 @@ class ServiceA:
                 kind, reason = classify(response.status, said, job.parameters)
                 return kind, reason, parse_retry_after(response.headers, datetime.now(UTC))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            self._fault = tls_fault(error)
             self.reachable.clear()
             self.unreachable.set()
-            return OutcomeKind.UNAVAILABLE, f"service A cannot be reached: {type(error).__name__}", None
+            reason = self._fault or type(error).__name__
+            return OutcomeKind.UNAVAILABLE, f"service A cannot be reached: {reason}", None
         except TimeoutError:
             return OutcomeKind.UNKNOWN, "no answer within the time limit", None
         except (aiohttp.ClientError, OSError) as error:
             if body.is_withheld:
                 raise TooLateError from None
+            if is_refused(fault := tls_fault(error)):
+                return OutcomeKind.UNAVAILABLE, f"service A refuses our certificate: {fault}", None
             return OutcomeKind.UNKNOWN, f"no answer: {type(error).__name__}", None
 
     async def watch(self) -> None:
         """Whenever A cannot be reached, probe it until it can; without end."""
         while True:
             await self.unreachable.wait()
-            log.warning("service_a.unreachable", url=self.address)
+            log.warning("service_a.unreachable", url=self.address, tls=self._fault)
             with metrics.PAUSED.track_inprogress():
                 await asyncio.sleep(self._probe_seconds)
                 while not await self._probe():
@@ -142,11 +160,13 @@ class ServiceA:
             log.info("service_a.reachable", url=self.address)
 
     async def _probe(self) -> bool:
-        """Try a TCP connection: a POST would configure something. Sets `reachable` when it succeeds."""
+        """Try to connect: a POST would configure something. Sets `reachable` when it succeeds."""
+        tls = self._tls.context if self._tls else None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                _, writer = await asyncio.open_connection(self._url.host, self._url.port)
-        except (OSError, TimeoutError):
+                _, writer = await asyncio.open_connection(self._url.host, self._url.port, ssl=tls)
+        except (OSError, TimeoutError) as error:
+            self._fault = tls_fault(error)
             return False
         writer.close()
         self.unreachable.clear()

@@ -5,6 +5,7 @@ Like the real one it goes on working on a device after its caller has gone.
 
 import asyncio
 import socket
+import ssl
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -69,11 +70,14 @@ class FakeA:
     """The server, its ledger of calls, and what each device's next calls get.
 
     `script[serial]` is used up call by call; then `default` answers. `delay`: how long A works on every call.
-    `listening`: a socket to be used once, instead of a free port of this host.
+    `listening`: a socket to be used once, instead of a free port of this host. `tls`: what it speaks.
     """
 
-    def __init__(self, delay: float = 0, listening: socket.socket | None = None) -> None:
+    def __init__(
+        self, delay: float = 0, listening: socket.socket | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.delay = delay
+        self.tls = tls
         self.default = answer()
         self.script: defaultdict[str, deque[Behaviour]] = defaultdict(deque)
         self.ledger: list[Work] = []
@@ -86,7 +90,7 @@ class FakeA:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """Listen; after a stop, on the same port again."""
@@ -97,7 +101,10 @@ class FakeA:
         if self._listening:
             await web.SockSite(self._runner, self._listening).start()
         else:
-            await web.TCPSite(self._runner, self.host, self.port, backlog=4096, reuse_address=True).start()
+            site = web.TCPSite(
+                self._runner, self.host, self.port, backlog=4096, reuse_address=True, ssl_context=self.tls
+            )
+            await site.start()
 
     async def stop(self) -> None:
         """Refuse connections and break those that are open; the work on the devices goes on."""

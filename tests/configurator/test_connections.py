@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import ssl
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -28,10 +29,10 @@ class Listener:
         self.requested = asyncio.Event()
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def serve(self) -> tuple[asyncio.Server, str]:
+    async def serve(self, tls: ssl.SSLContext | None = None) -> tuple[asyncio.Server, str]:
         """Listen."""
-        server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
-        return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(self._talk, "127.0.0.1", 0, ssl=tls)
+        return server, f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

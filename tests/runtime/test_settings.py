@@ -100,6 +100,9 @@ CONFIGURATOR = (
     | BROKER
     | {
         "SERVICE_A_URL": "http://localhost:7777",
+        "SERVICE_A_CA_FILE": "",
+        "SERVICE_A_CERT_FILE": "",
+        "SERVICE_A_KEY_FILE": "",
         "RESULTS_URL": "http://localhost:7775",
         "LEASE_TOKEN": "",
         "CONCURRENCY": "1000",
@@ -212,6 +215,9 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch, tm
         "TLS_CERT_FILE": str(pair.certificate),
         "TLS_KEY_FILE": str(pair.key),
         "TLS_CLIENT_CA_FILE": str(authority.file),
+        "SERVICE_A_CA_FILE": str(authority.file),
+        "SERVICE_A_CERT_FILE": str(pair.certificate),
+        "SERVICE_A_KEY_FILE": str(pair.key),
     }
     given |= {name: value for name, value in special.items() if name in contract}
     for name, value in given.items():
@@ -542,3 +548,20 @@ def test_the_longest_heartbeat_tells_how_long_a_silence_is_borne(
 def test_several_results_processes_may_be_named() -> None:
     settings = configurator.settings.Settings(results_url=" http://a:1/ , https://b,http://a:1")
     assert settings.results_urls == ["http://a:1", "https://b"]
+
+
+@pytest.mark.parametrize("name", ["SERVICE_A_CA_FILE", "SERVICE_A_CERT_FILE", "SERVICE_A_KEY_FILE"])
+def test_service_as_certificates_are_for_https(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who names them believes that the way to A is safe."""
+    authority = Authority(tmp_path)
+    monkeypatch.setenv(name, str(authority.file))
+    with pytest.raises(
+        SystemExit, match=f"^wrong settings: {name}: must be unset, or SERVICE_A_URL https://host:port$"
+    ):
+        read_settings(configurator.settings.Settings)
+    monkeypatch.setenv("SERVICE_A_URL", "https://localhost")
+    if name == "SERVICE_A_CA_FILE":
+        assert read_settings(configurator.settings.Settings).service_a_ca_file == authority.file
+    else:
+        with pytest.raises(SystemExit, match=r"^wrong settings: SERVICE_A_[A-Z]+_FILE: must be set with SERVICE_A_"):
+            read_settings(configurator.settings.Settings)
