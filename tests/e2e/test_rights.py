@@ -7,12 +7,13 @@ import aiormq
 import asyncpg
 from yarl import URL
 
+from messaging.definitions import rights
 from tests.conftest import eventually, own_queues
 from tests.e2e.conftest import in_thread, open_fleet, serials
 from tests.fake_a import FakeA
 from tests.queues import count_ready, declare
 from tests.system.processes import Module
-from tests.system.rabbitmq import RIGHTS, RabbitMQ
+from tests.system.rabbitmq import RabbitMQ
 
 USERS: dict[Module, str] = {"service_b": "web", "service_b.results": "results", "configurator": "configurator"}
 
@@ -51,4 +52,4 @@ async def test_three_users_serve_a_task_and_put_rubbish_aside(
                 assert await fleet.metric(process, "amqp_connects_total") == 1, "no channel was lost"
                 assert "permission denied" not in process.log_file.read_text()
         await connection.close()
-    assert set(USERS.values()) == set(RIGHTS)
+    assert set(USERS.values()) == set(rights(settings))

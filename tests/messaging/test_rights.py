@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from messaging import declaring
 from messaging.channel import Channel
+from messaging.definitions import rights
 from messaging.deliveries import Delivery, acknowledge
 from messaging.frames import Letter
 from messaging.publishing import Publication
@@ -22,8 +23,9 @@ from messaging.settings import BrokerSettings
 from messaging.topology import Exchange, Queue, dead_letter_queue, queues
 from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.queues import count_ready, declare, queue_exists
-from tests.system.rabbitmq import RIGHTS, RabbitMQ
+from tests.system.rabbitmq import RabbitMQ
 
+USERS = tuple(rights(BrokerSettings()))
 CONFIRMED, RETURNED = [Publication.CONFIRMED], [Publication.RETURNED]
 
 
@@ -31,7 +33,7 @@ CONFIRMED, RETURNED = [Publication.CONFIRMED], [Publication.RETURNED]
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """A broker with a user for each of our processes, who may do what the README says and no more."""
     with RabbitMQ(tmp_path_factory.mktemp("node")) as started:
-        for user in RIGHTS:
+        for user in USERS:
             started.ctl("add_user", user, user)
         yield started
 
@@ -46,7 +48,7 @@ async def own(node: RabbitMQ) -> BrokerSettings:
         to_configure_queue=f"{name}_to_configure",
         configured_queue=f"{name}_configured",
     )
-    for user in RIGHTS:
+    for user in USERS:
         await asyncio.to_thread(node.grant, user, settings)
     return settings
 
@@ -143,7 +145,7 @@ async def test_what_a_newer_broker_hides_is_taken_as_there(
         assert await channel.publish(own.to_configure_key, [Letter("1", b"task")]) == CONFIRMED
 
 
-@pytest.mark.parametrize("user", RIGHTS)
+@pytest.mark.parametrize("user", USERS)
 async def test_what_is_absent_and_may_not_be_declared_is_named(
     own: BrokerSettings, amqp: aiormq.abc.AbstractChannel, user: str
 ) -> None:

@@ -1,29 +1,22 @@
 """Private RabbitMQ nodes from the distribution's package, apart from any other RabbitMQ of the machine."""
 
+import json
 import secrets
 import signal
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from messaging.definitions import rights
 from messaging.settings import BrokerSettings
 from tests.system.spawning import PORTS, base_environment, end, free_port, make_private, spawn, wait_until
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 AMQP_GREETING = b"AMQP\x00\x00\x09\x01"  # AMQP 0-9-1 specification, 4.2.2
 LOOPBACK_ONLY = "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
-
-
-RIGHTS = {
-    # Since RabbitMQ 4.3.1 a queue's depth is told only to who has any right to it. To write to a queue is to bind it,
-    # for which the exchange must be read, too.
-    "web": ("", "({exchange}|{to_configure})", ""),
-    "results": ("", "{exchange}\\.dead", "{configured}"),
-    "configurator": ("", "{exchange}(\\.dead)?", "{to_configure}"),
-}
-"""The README's table: what a process may configure, write and read where somebody else has declared the topology."""
 
 
 class ErlangNetwork:
@@ -65,7 +58,8 @@ class ErlangNetwork:
 class RabbitMQ:
     """One private node on loopback ports. Its data stays in `folder`: stopped or killed, it can be started again.
 
-    Nodes that shall form a cluster share a `network`; a node of its own makes and ends one.
+    Nodes that shall form a cluster share a `network`; a node of its own makes and ends one. `definitions`: what it
+    reads at each start; `guest` must be among its users.
     """
 
     def __init__(
@@ -76,8 +70,10 @@ class RabbitMQ:
         port: int | None = None,
         management_port: int | None = None,
         network: ErlangNetwork | None = None,
+        definitions: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
+        self.definitions = definitions
         self.node = f"{name}@localhost"
         self.port = port or free_port()
         self.management_port = management_port
@@ -89,7 +85,7 @@ class RabbitMQ:
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """Where clients connect, as the administrator."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     def start(self, timeout: float = 120) -> None:
@@ -144,12 +140,7 @@ class RabbitMQ:
 
     def grant(self, user: str, settings: BrokerSettings) -> None:
         """Let a user do what its process (`web`, `results`, `configurator`) needs under these names, and no more."""
-        names = {
-            "exchange": settings.exchange,
-            "to_configure": settings.to_configure_queue,
-            "configured": settings.configured_queue,
-        }
-        self.ctl("set_permissions", user, *(f"^{right.format(**names)}$" for right in RIGHTS[user]))
+        self.ctl("set_permissions", user, *rights(settings)[user])
 
     def __enter__(self) -> Self:
         try:
@@ -174,8 +165,11 @@ class RabbitMQ:
         ]
         if self.management_port:
             lines += [f"management.tcp.port = {self.management_port}", "management.tcp.ip = 127.0.0.1"]
-        plugins = "[rabbitmq_management].\n" if self.management_port else "[].\n"
-        for name, text in {"rabbitmq.conf": "\n".join(lines) + "\n", "enabled_plugins": plugins}.items():
+        files = {"enabled_plugins": "[rabbitmq_management].\n" if self.management_port else "[].\n"}
+        if self.definitions:
+            lines += [f"load_definitions = {self.folder}/definitions.json"]
+            files["definitions.json"] = json.dumps(self.definitions)
+        for name, text in (files | {"rabbitmq.conf": "\n".join(lines) + "\n"}).items():
             (self.folder / name).touch(0o600)
             (self.folder / name).write_text(text)
 

@@ -1,10 +1,15 @@
 """The whole system on one machine: both servers, the schema and the four processes."""
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from yarl import URL
+
+from messaging.definitions import definitions, rights
+from messaging.settings import BrokerSettings
 from tests.system.migrate import Roles, migrate, prepare
 from tests.system.postgres import PostgreSQL
 from tests.system.processes import Module, Process
@@ -52,6 +57,8 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
     """Run the system with its data and logs in `folder`, and stop all of it at the end; `tell` hears each step."""
     with ExitStack() as stack:
         amqp_url, database_url = plan.amqp_url, plan.database_url
+        names = BrokerSettings.model_construct()
+        passwords = {user: secrets.token_urlsafe() for user in rights(names)} | {"guest": "guest"}
         if not database_url:
             tell("PostgreSQL")
             database_url = stack.enter_context(PostgreSQL(folder / "postgres", port=plan.database_port)).dsn()
@@ -65,8 +72,17 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
             service_url = database_url
         if not amqp_url:
             tell("RabbitMQ")
-            node = RabbitMQ(folder / "rabbitmq", port=plan.amqp_port, management_port=plan.management_port)
+            node = RabbitMQ(
+                folder / "rabbitmq",
+                port=plan.amqp_port,
+                management_port=plan.management_port,
+                definitions=definitions(names, passwords),
+            )
             amqp_url = stack.enter_context(node).url
+
+        def broker(user: str) -> dict[str, str]:
+            url = amqp_url if plan.amqp_url else str(URL(amqp_url).with_user(user).with_password(passwords[user]))
+            return {"AMQP_URL": url}
 
         def process(module: Module, own: Mapping[str, str] | None, **connections: str) -> Process:
             made = Process(module, folder / "logs", connections | dict(own or {}))
@@ -76,16 +92,16 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
 
         tell("the four processes")
         service_a = process("service_a", plan.service_a)
-        servers = {"AMQP_URL": amqp_url, "DATABASE_URL": service_url}
-        results = process("service_b.results", plan.results, **servers)
+        database = {"DATABASE_URL": service_url}
+        results = process("service_b.results", plan.results, **broker("results"), **database)
         others = {"SERVICE_A_URL": service_a.url, "RESULTS_URL": results.url}
         system = System(
             amqp_url=amqp_url,
             database_url=database_url,
             service_a=service_a,
-            service_b=process("service_b", plan.service_b, **servers),
+            service_b=process("service_b", plan.service_b, **broker("web"), **database),
             results=results,
-            configurator=process("configurator", plan.configurator, AMQP_URL=amqp_url, **others),
+            configurator=process("configurator", plan.configurator, **broker("configurator"), **others),
         )
         for started in system.processes:
             started.wait_until_ready()
