@@ -100,7 +100,9 @@ async def _background(app: web.Application, tls: Reloading | None) -> AsyncItera
     settings, periods = app[SETTINGS], app[PERIODS]
     async with Session(settings, settings.app_name) as session:
         internal = app[INTERNAL]
-        relay = Relay(session, app[POOL], settings, app[WAKE], internal, poll_seconds=periods.poll)
+        relay = Relay(
+            session, app[POOL], settings, app[WAKE], internal, in_turn=TOKENS in app, poll_seconds=periods.poll
+        )
         reconciler = Reconciler(app[POOL], internal, round_seconds=periods.round)
         backlog = BacklogMeter(app[POOL], lambda: reconciler.leading, seals=settings.seal_public_key_file is not None)
         chores: dict[str, Callable[[], Awaitable[float | None]]] = {

@@ -19,9 +19,10 @@ from runtime.background import until
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS
 from service_b.room import Room
-from service_b.tasks import claims, restraint
+from service_b.tasks import claims, restraint, turns
 from service_b.tasks.claims import Dispatch, Floor
 from service_b.tasks.clock import Clock
+from service_b.tasks.turns import Turns
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -57,6 +58,7 @@ class Relay:
         wake: asyncio.Event,
         internal: Clock,
         *,
+        in_turn: bool = False,
         poll_seconds: float = POLL_SECONDS,
         sparing_seconds: float = SPARING_SECONDS,
     ) -> None:
@@ -69,6 +71,8 @@ class Relay:
         self._internal = internal
         self._stopping = asyncio.Event()
         self._floor = Floor()
+        # Set where the clients have names.
+        self._turns = Turns() if in_turn else None
         self._room = Room()
         # From when on the next look has to look.
         self._since: datetime | None = None
@@ -105,7 +109,7 @@ class Relay:
             return
         # Not all of a large room at once: others look and claim at the same time.
         if (limit := min(room, BATCH)) > 0:
-            dispatches = await claims.claim(self._pool, limit, self._floor, latest=self._internal.at_most())
+            dispatches = await self._claim(limit)
             self._more = len(dispatches) == limit
             if dispatches:
                 await self._dispatch(channel, dispatches)
@@ -116,6 +120,12 @@ class Relay:
             async with asyncio.timeout(self._poll_seconds):
                 self._more = await self._wake.wait()
             await asyncio.sleep(GATHER_SECONDS)
+
+    async def _claim(self, limit: int) -> list[Dispatch]:
+        latest = self._internal.at_most()
+        if self._turns:
+            return await turns.claim_in_turn(self._pool, limit, self._turns, latest=latest)
+        return await claims.claim(self._pool, limit, self._floor, latest=latest)
 
     async def _look(self, channel: Channel) -> int:
         """Tell for how many tasks there is room."""

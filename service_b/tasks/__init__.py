@@ -35,7 +35,7 @@ The transitions
 | - | due | web, on a POST | `inserts` | nothing unfinished of its device is seen; the unique index |
 | - | waiting | web, on a POST | `inserts` | something is |
 | waiting | due | whoever freed the device, or stored the task | `promotion` | it is the oldest; nothing is active |
-| due | dispatched, attempt + 1 | the relay | `claims` | `due_at` has come, the deadline has not; row lock |
+| due | dispatched, attempt + 1 | the relay | `claims`, `turns` | `due_at` has come, the deadline has not; row lock |
 | dispatched | due | the relay, for what was not confirmed | `claims` | still this very attempt, still dispatched |
 | dispatched | due | the reconciler | `overdue` | nobody has begun it for 10 s; still dispatched |
 | dispatched, due | running | results, asked for a lease | `leases` | this attempt, never begun, before its deadline |

@@ -9,17 +9,22 @@ from runtime import clock
 from service_b.database import Queries
 from service_b.tasks.states import COUNTS, DISPATCHED, NOW, USED_UP
 
+DISPATCH = f"""
+SET due_at = NULL, dispatched_at = least({NOW}, $3), attempt = attempt + 1, lease = NULL,
+    unknowns = unknowns + ({COUNTS})::integer, chances = NULL
+WHERE id = ANY(ARRAY(SELECT id FROM due))
+RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters,
+    (SELECT max(due_at) FROM due) AS reached
+"""
+"""The end of a statement that updates the tasks in `due`; $3 is how late it can be at most."""
+
 CLAIM = f"""
 WITH due AS MATERIALIZED (
     SELECT id, due_at FROM task WHERE due_at >= coalesce($2::timestamptz, '-infinity')
       AND due_at <= least({NOW}, $3::timestamptz) AND deadline_at > {NOW} AND ({USED_UP}) IS NOT TRUE
     ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
 )
-UPDATE task SET due_at = NULL, dispatched_at = least({NOW}, $3), attempt = attempt + 1, lease = NULL,
-    unknowns = unknowns + ({COUNTS})::integer, chances = NULL
-WHERE id = ANY(ARRAY(SELECT id FROM due))
-RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters,
-    (SELECT max(due_at) FROM due) AS reached
+UPDATE task {DISPATCH}
 """
 
 MAKE_DUE_AGAIN = f"""
@@ -78,6 +83,10 @@ class Floor:
         if is_last and self._reached is not None:
             reached = max(reached, self._reached)
         self._reached = reached
+
+    def forget(self) -> None:
+        """Look at everything until nothing is left behind."""
+        self._reached = None
 
 
 async def claim(

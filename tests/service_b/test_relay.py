@@ -78,13 +78,21 @@ async def relaying(
     poll_seconds: float = POLL_SECONDS,
     sparing_seconds: float = SPARING_SECONDS,
     internal: Clock | None = None,
+    in_turn: bool = False,
 ) -> AsyncIterator[Running]:
     """A relay at work on a channel; at the end it must stop by itself, if it has a broker."""
     wake = asyncio.Event()
     internal = internal or Clock()
     async with Session(settings, "relay") as session:
         relay = Relay(
-            session, pool, settings, wake, internal, poll_seconds=poll_seconds, sparing_seconds=sparing_seconds
+            session,
+            pool,
+            settings,
+            wake,
+            internal,
+            in_turn=in_turn,
+            poll_seconds=poll_seconds,
+            sparing_seconds=sparing_seconds,
         )
         running = asyncio.create_task(relay.run())
         try:
@@ -627,3 +635,15 @@ async def test_while_it_is_spared_one_task_after_the_other_is_let_through(
     await accept(pool, *DEVICES[:20])
     async with relaying(broker, pool, sparing_seconds=0.01):
         await eventually(lambda: _holds(amqp, broker, 2))
+
+
+async def test_one_client_does_not_wait_for_anothers_thousands(
+    pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel
+) -> None:
+    bulk = await accept(pool, *(f"BULK{number:06}" for number in range(4000)), submitted_by="bulk")
+    [single] = await accept(pool, "SINGLE1", submitted_by="single")
+    async with relaying(broker, pool, in_turn=True):
+        await eventually(lambda: _holds(amqp, broker, LEAST))
+        published = [id_ for id_, _ in await attempts(amqp, broker)]
+    assert single in published[:LEAST]
+    assert set(published) <= {single, *bulk}
