@@ -3,12 +3,14 @@
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, SecretStr, field_validator, model_validator
 from yarl import URL
 
 from runtime.settings import FrozenSettings, Port, without_parts
+from runtime.tls import Files, client_context
 
 
 def _check_name(value: str) -> str:
@@ -67,6 +69,7 @@ class BrokerSettings(FrozenSettings):
             heartbeat = url.query.get("heartbeat", str(HEARTBEAT_SECONDS))
             if not re.fullmatch(r"[0-9]{1,3}", heartbeat) or not 1 <= int(heartbeat) <= 600:
                 raise ValueError("each heartbeat must be 1 to 600 seconds")
+            _check_tls(url)
         return value
 
     @model_validator(mode="after")
@@ -101,3 +104,15 @@ class BrokerSettings(FrozenSettings):
     def silence_seconds(self) -> float:
         """How long a connection may be silent before aiormq closes it, and a confirm be late before we abort it."""
         return 3 * (max(int(url.query["heartbeat"]) for url in self.nodes) + 1)
+
+
+def _check_tls(url: URL) -> None:
+    """Take no URL by which less would be verified than it seems."""
+    if "no_verify_ssl" in url.query:
+        raise ValueError("each node must be without no_verify_ssl: who answers amqps:// is always verified")
+    files = {name: Path(url.query[name]) for name in ("certfile", "keyfile", "cafile") if name in url.query}
+    if files and url.scheme != "amqps":
+        raise ValueError("each node must be amqps:// if it has a cafile, a certfile or a keyfile")
+    if files:  # Otherwise the system's CAs are believed.
+        names = "each certfile", "each keyfile", "each cafile"
+        client_context(Files(files.get("certfile"), files.get("keyfile"), files.get("cafile"), names))

@@ -5,12 +5,16 @@ connection that comes with an unknown one. So what only libpq knows is left out,
 Sources: https://www.postgresql.org/docs/current/libpq-connect.html, and asyncpg's `connect_utils.py`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from runtime.tls import Files, client_context
+
 SHAPE = "must be postgresql://user:password@host:port,host:port/database, the password percent-encoded"
 
-SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+SSL_MODES = ("disable", "allow", "prefer", "verify-full")
+"""The first three promise nothing. `require` and `verify-ca` seem to, but let another server answer."""
 
 LEFT_OUT = {
     "connect_timeout",  # We have our own, and notice a silent peer by the server's keepalives.
@@ -53,7 +57,8 @@ REFUSED = {
 }
 """Options that ask for what the driver cannot do, whatever their value: to leave one out would weaken a rule."""
 
-FILES = ("sslcert", "sslcrl", "sslkey", "sslrootcert")
+TLS_FILES = ("sslcert", "sslkey", "sslrootcert")
+FILES = (*TLS_FILES, "sslcrl")
 
 
 def driver_url(text: str) -> str:
@@ -75,6 +80,7 @@ def driver_url(text: str) -> str:
     except ValueError:
         raise ValueError(SHAPE) from None
     kept = [(name, value) for name, value in options if not _is_left_out(name, value)]
+    _check_tls(dict(kept))
     return urlunsplit(url._replace(query=urlencode(kept)))
 
 
@@ -84,6 +90,17 @@ def names_search_path(text: str) -> bool:
     return "search_path" in options or "search_path" in options.get("options", "")
 
 
+def _check_tls(options: Mapping[str, str]) -> None:
+    """Take no URL by which less would be verified than it seems: without a mode, nothing is."""
+    if given := [name for name in FILES if name in options]:
+        if options.get("sslmode") != "verify-full":
+            raise ValueError(f"must be with an option sslmode of verify-full, since it has an option {given[0]}")
+        certificate, key, ca = (Path(options[name]) if name in options else None for name in TLS_FILES)
+        if not certificate or not key or "sslpassword" in options:
+            certificate = key = None  # The driver reads what is in their place; that shows when it connects.
+        client_context(Files(certificate, key, ca, ("its sslcert", "its sslkey", "its sslrootcert")))
+
+
 def _is_left_out(name: str, value: str) -> bool:
     if name in REFUSED:
         raise ValueError(f"must be without its option {name}, which this driver (asyncpg) cannot honour")
@@ -91,7 +108,7 @@ def _is_left_out(name: str, value: str) -> bool:
         right = " or ".join(LEFT_OUT_IF[name])
         raise ValueError(f"must be without its option {name}, or with {right}: this driver (asyncpg) knows no more")
     if name == "sslmode" and value not in SSL_MODES:
-        raise ValueError(f"must be with an option sslmode out of {', '.join(SSL_MODES)}")
+        raise ValueError("must be with an option sslmode of verify-full (TLS), or disable, allow, prefer (no promise)")
     if name in FILES and not Path(value).is_file():
         raise ValueError(f"must be with a file that can be read as its option {name}")
     return name in LEFT_OUT or name in LEFT_OUT_IF
