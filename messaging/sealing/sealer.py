@@ -17,8 +17,8 @@ from runtime.clock import now
 log = structlog.stdlib.get_logger(__name__)
 
 MOST = 10_000
-SECONDS = 3600.0
-"""How many tasks, and for how long, one data key serves."""
+SECONDS = 60.0
+"""How many tasks, and for how long, one data key serves. So long it takes until another public key is in force."""
 
 
 class Sealer:
