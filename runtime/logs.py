@@ -4,11 +4,14 @@ import logging
 import os
 
 import structlog
+from typing_extensions import override
 
 from runtime.settings import ProcessSettings
 from runtime.writer import Writer
 
 STDERR = 2
+AUDIT = logging.getLogger("audit")
+"""Takes whole lines, and writes them as they come."""
 
 
 def configure_logs(settings: ProcessSettings, descriptor: int = STDERR) -> Writer:
@@ -45,7 +48,7 @@ def configure_logs(settings: ProcessSettings, descriptor: int = STDERR) -> Write
     )
     writer = Writer(descriptor)
     writer.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _Formatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
         )
@@ -53,5 +56,13 @@ def configure_logs(settings: ProcessSettings, descriptor: int = STDERR) -> Write
     logging.basicConfig(handlers=[writer], level=settings.log_level, force=True)
     # aiormq tells of each lost connection several times, at ERROR; the session logs every loss once.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    # Who did what is not a matter of how much is logged.
+    AUDIT.setLevel(logging.INFO)
     logging.captureWarnings(True)
     return writer
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        return str(record.msg) if record.name == AUDIT.name else super().format(record)

@@ -15,7 +15,8 @@ from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
 from runtime.tls import Reloading
 from service_b.api import routes
-from service_b.api.middleware import observe_and_answer
+from service_b.api.middleware import observing
+from service_b.api.trail import Trail
 from service_b.database import create_pool
 from service_b.maintenance import losses, partitions
 from service_b.maintenance.backlog import BacklogMeter
@@ -53,7 +54,8 @@ TOKENS = web.AppKey("TOKENS", Tokens)
 
 def create_app(settings: Settings, periods: Periods = Periods(), *, tls: Reloading | None = None) -> web.Application:
     """Wire the web process. `tls`: what its public port speaks, to be kept up to date."""
-    app = web.Application(middlewares=[observe_and_answer], client_max_size=routes.MAX_BODY_BYTES)
+    trail = Trail() if settings.tokens_file else None
+    app = web.Application(middlewares=[observing(trail)], client_max_size=routes.MAX_BODY_BYTES)
     app[SETTINGS] = settings
     app[PERIODS] = periods
     app[routes.APP_NAME] = settings.app_name

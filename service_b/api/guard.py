@@ -8,14 +8,15 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from service_b.api.errors import InsufficientScopeError, InvalidTokenError, NoTokenError
+from service_b.api.trail import CALLER, Caller
 from service_b.tokens.access import Access, Role
 from service_b.tokens.file import Tokens
 
 
 class Handler(Protocol):
-    """Answers a request: of anybody where there are no tokens, else of whom `access` tells."""
+    """Answers a request: of anybody where there are no tokens, else of this caller."""
 
-    async def __call__(self, request: web.Request, access: Access | None = None) -> web.StreamResponse:
+    async def __call__(self, request: web.Request, caller: Caller | None = None) -> web.StreamResponse:
         """Answer."""
 
 
@@ -34,9 +35,10 @@ def guarded(route: Route, tokens: Tokens) -> Callable[[web.Request], Awaitable[w
 
     async def handle(request: web.Request) -> web.StreamResponse:
         access = identify(request.headers, tokens)
+        caller = request[CALLER] = Caller(access)
         if route.roles and route.roles.isdisjoint(access.roles):
             raise InsufficientScopeError
-        return await route.handler(request, access)
+        return await route.handler(request, caller)
 
     return handle
 

@@ -21,9 +21,9 @@ from service_b.api.errors import (
     TooManyTasksError,
 )
 from service_b.api.guard import Route, guarded
+from service_b.api.trail import Caller
 from service_b.statuses import Statuses
 from service_b.submission import FullError, Submission
-from service_b.tokens.access import Access
 from service_b.tokens.file import Tokens
 
 T = TypeVar("T")
@@ -51,23 +51,25 @@ def add_routes(router: web.UrlDispatcher, tokens: Tokens | None) -> None:
             router.add_route("HEAD", route.path, handler)
 
 
-async def tell_name(request: web.Request, access: Access | None = None) -> web.StreamResponse:
+async def tell_name(request: web.Request, caller: Caller | None = None) -> web.StreamResponse:
     """Tell who answers."""
     return Answer(200, json.dumps(f"{request.app[APP_NAME]} - v1").encode())
 
 
-async def create_task(request: web.Request, access: Access | None = None) -> web.StreamResponse:
+async def create_task(request: web.Request, caller: Caller | None = None) -> web.StreamResponse:
     """Store a task, and answer with its id once it is committed."""
-    serial = _parse_serial(request, access)
+    serial = _parse_serial(request, caller)
     if _is_compressed(request.headers):
         raise CompressedBodyError
     wanted = parse_request(await _read(request))
-    submitted_by = access.name if access else None
+    submitted_by = caller.access.name if caller else None
     try:
         task = await request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters, submitted_by)
     except FullError as error:
         raise TooManyTasksError("client" if error.whose == "token" else "equipment") from None
     name = str(task)
+    if caller:
+        caller.task = name
     return Answer(
         200,
         b'{"code":200,"taskId":"%s"}' % name.encode(),
@@ -75,13 +77,15 @@ async def create_task(request: web.Request, access: Access | None = None) -> web
     )
 
 
-async def tell_status(request: web.Request, access: Access | None = None) -> web.StreamResponse:
+async def tell_status(request: web.Request, caller: Caller | None = None) -> web.StreamResponse:
     """Tell what became of a task."""
-    serial = _parse_serial(request, access)
+    serial = _parse_serial(request, caller)
     if not CANONICAL_UUID.fullmatch(request.match_info["task"]):
         raise TaskNotFoundError
+    if caller:
+        caller.task = request.match_info["task"]
     status = await request.app[STATUSES].get(request.match_info["task"])
-    if status is None or (access and not access.sees(status.equipment_id, status.submitted_by)):
+    if status is None or (caller and not caller.sees(status.equipment_id, status.submitted_by)):
         raise TaskNotFoundError
     if status.equipment_id != serial or status.code == 404:
         raise EquipmentNotFoundError
@@ -99,10 +103,10 @@ ROUTES = (
 )
 
 
-def _parse_serial(request: web.Request, access: Access | None) -> str:
+def _parse_serial(request: web.Request, caller: Caller | None) -> str:
     """Read whose device it is about. One that a token is not for answers as one that does not exist."""
     serial = parse_serial(request.match_info["id"])
-    if access and not access.covers(serial):
+    if caller and not caller.covers(serial):
         raise EquipmentNotFoundError
     return serial
 

@@ -7,6 +7,8 @@ import string
 import zlib
 
 ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
+"""The digits of a checksum, two at a time: it is made for each request."""
 PREFIX = "cpe_"
 RANDOM = 30
 """Characters: 178 bits, which nobody tries all of. So a quick hash is enough to keep."""
@@ -31,8 +33,6 @@ def digest(text: str) -> bytes | None:
 
 def _check(random: str) -> str:
     """Write the CRC32 of the random characters with the same alphabet, the highest digit first."""
-    number, digits = zlib.crc32(random.encode()), ""
-    for _ in range(CHECK):
-        number, digit = divmod(number, len(ALPHABET))
-        digits = ALPHABET[digit] + digits
-    return digits
+    number, low = divmod(zlib.crc32(random.encode()), len(PAIRS))
+    high, middle = divmod(number, len(PAIRS))
+    return PAIRS[high] + PAIRS[middle] + PAIRS[low]

@@ -8,7 +8,7 @@ from aiohttp.test_utils import TestClient
 from prometheus_client import REGISTRY
 from pytest_aiohttp.plugin import AiohttpClient
 
-from service_b.api.middleware import observe_and_answer
+from service_b.api.middleware import observing
 
 SECRET = "hunter2-Secret"
 
@@ -20,7 +20,7 @@ async def observed(aiohttp_client: AiohttpClient) -> Client:
     async def tell_code(request: web.Request) -> web.Response:
         return web.Response(status=int(request.match_info["code"]))
 
-    app = web.Application(middlewares=[observe_and_answer])
+    app = web.Application(middlewares=[observing()])
     app.router.add_get("/observed/{code}", tell_code)
     return await aiohttp_client(app)
 

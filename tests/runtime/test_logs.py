@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 import structlog
 
-from runtime.logs import configure_logs
+from runtime.logs import AUDIT, configure_logs
 from runtime.settings import ProcessSettings
 
 SECRET = "hunter2-Secret"
@@ -52,6 +52,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
     root.handlers = handlers
     root.setLevel(level)
     aiormq.setLevel(aiormq_level)
+    AUDIT.setLevel(logging.NOTSET)
 
 
 def fail(password: str) -> None:
@@ -149,3 +150,11 @@ def test_a_warning_of_pythons_is_a_json_line_too(start: Start) -> None:
         "py.warnings",
         True,
     )
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_audit_lines_are_written_as_they_are_at_every_level(start: Start, log_format: Format) -> None:
+    lines = start("ERROR", log_format)
+    AUDIT.info('{"token":"100%s"}\n{"token":null}')
+    structlog.get_logger("other").info("not.written")
+    assert lines() == ['{"token":"100%s"}', '{"token":null}']

@@ -1,0 +1,119 @@
+"""The audit trail, on the real web application."""
+
+import asyncio
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from service_b.app import create_app
+from service_b.database import DatabaseSettings
+from tests.clients import Client, serving
+from tests.service_b.api import test_access
+from tests.service_b.api.test_access import DEVICE, FOREIGN
+from tests.service_b.api.test_routes import BODY, PATH, settings_for
+
+by_role, client, tokens = test_access.by_role, test_access.client, test_access.tokens
+
+ROUTE = "/api/v1/equipment/cpe/{id}"
+
+
+@pytest.fixture(autouse=True)
+def _listen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="audit")
+
+
+def trail(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """The lines, without their times."""
+    lines = [line for record in caplog.records if record.name == "audit" for line in record.message.splitlines()]
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        assert abs((datetime.now(UTC) - datetime.fromisoformat(entry.pop("timestamp"))).total_seconds()) < 60
+    return entries
+
+
+async def test_an_act_leaves_one_line(
+    client: Client, by_role: dict[str, dict[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who, from where, what, for which device, which task, and what came of it."""
+    response = await client.post(f"{PATH}/{DEVICE}", json=BODY, headers=by_role["submit"])
+    task = (await response.json())["taskId"]
+    assert (await client.get(response.headers["Location"], headers=by_role["operate"])).status == 200
+    assert trail(caplog) == [
+        {
+            "event": "api.act",
+            "level": "info",
+            "logger": "audit",
+            "token": "submit",
+            "remote": "127.0.0.1",
+            "method": "POST",
+            "route": ROUTE,
+            "equipment_id": DEVICE,
+            "task_id": task,
+            "code": 200,
+        }
+    ]
+
+
+async def test_every_refusal_leaves_one_line(
+    client: Client, by_role: dict[str, dict[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody, status = str(uuid4()), f"{ROUTE}/task/{{task}}"
+    foreign = await client.post(f"{PATH}/{FOREIGN}", json=BODY, headers=by_role["admin"])
+    theirs = await client.post(f"{PATH}/{DEVICE}", json=BODY, headers=by_role["admin"])
+    made = [(await response.json())["taskId"] for response in (foreign, theirs)]
+    caplog.clear()
+    for method, path, headers in (
+        ("POST", f"{PATH}/{DEVICE}", {}),
+        ("GET", "/api/v1/", {"Authorization": "Bearer cpe_SECRET"}),
+        ("POST", f"{PATH}/{DEVICE}", by_role["read"]),
+        ("POST", f"{PATH}/{FOREIGN}", by_role["submit"]),
+        ("GET", f"{PATH}/{FOREIGN}/task/{made[0]}", by_role["operate"]),
+        ("GET", f"{PATH}/{DEVICE}/task/{made[1]}", by_role["read"]),
+        ("POST", f"{PATH}/{DEVICE}", by_role["submit"] | {"Sec-Fetch-Site": "cross-site"}),
+        ("POST", f"{PATH}/SECRET-DEVICE", by_role["submit"]),
+        # These are none.
+        ("GET", f"{PATH}/{DEVICE}/task/{nobody}", by_role["operate"]),
+        ("POST", "/SECRET", {}),
+        ("GET", "/health/live", {}),
+    ):
+        await client.request(method, path, json=BODY if method == "POST" else None, headers=headers)
+    told = [
+        (entry["token"], entry["method"], entry["route"], entry["equipment_id"], entry["task_id"], entry["code"])
+        for entry in trail(caplog)
+    ]
+    assert told == [
+        (None, "POST", ROUTE, DEVICE, None, 401),
+        (None, "GET", "/api/v1/", None, None, 401),
+        ("read", "POST", ROUTE, DEVICE, None, 403),
+        ("submit", "POST", ROUTE, FOREIGN, None, 404),
+        ("operate", "GET", status, FOREIGN, None, 404),
+        ("read", "GET", status, DEVICE, made[1], 404),
+        (None, "POST", ROUTE, DEVICE, None, 403),
+        ("submit", "POST", ROUTE, None, None, 404),
+    ]
+    assert "SECRET" not in caplog.text
+
+
+async def test_the_lines_of_many_at_once_are_all_there(
+    client: Client, by_role: dict[str, dict[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def post(number: int) -> str:
+        async with client.post(f"{PATH}/ABC{number:05}", json=BODY, headers=by_role["submit"]) as response:
+            task: str = (await response.json())["taskId"]
+            return task
+
+    made = await asyncio.gather(*map(post, range(95)))
+    assert sorted(entry["task_id"] for entry in trail(caplog)) == sorted(made)
+    records = [record for record in caplog.records if record.name == "audit"]
+    assert len(records) < len(made)
+    assert max(len(record.message) for record in records) < 4096, "goes into a pipe at once"
+
+
+async def test_without_tokens_there_is_no_trail(database: DatabaseSettings, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(create_app(settings_for(database))) as open_to_all:
+        assert (await open_to_all.post(f"{PATH}/{DEVICE}", json=BODY)).status == 200
+    assert trail(caplog) == []
