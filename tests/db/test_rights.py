@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 import pytest
 from yarl import URL
 
-from tests.system.migrate import Roles, migrate, prepare
+from tests.system.migrate import Roles, dbmate, environment_of, migrate, prepare, run_script
 
 TABLES = "task", "finished", "service_a", "task_clock", "maintenance"
 OURS = {table: {"SELECT", "INSERT", "UPDATE", "DELETE"} for table in TABLES} | {
@@ -144,6 +145,26 @@ async def test_what_an_administrator_has_migrated_is_handed_over(postgres_url: s
     assert [owner["name"] for owner in owners] == [roles.migrator]
     await connection.close()
     await drop(postgres_url, url.path[1:])
+
+
+def test_each_password_may_lie_in_a_file(prepared: str, roles: Roles, tmp_path: Path) -> None:
+    """As compose has it; one that cannot be read ends everything before it has begun."""
+    environment = environment_of(prepared, roles)
+    for name in [name for name in environment if name.endswith("PASSWORD")]:
+        (tmp_path / name).write_text(environment.pop(name) + "\n")
+        environment[f"{name}_FILE"] = str(tmp_path / name)
+    run_script(environment)
+    for name in ("SERVICE_PASSWORD", "MIGRATOR_PASSWORD", "PGPASSWORD"):
+        (tmp_path / name).unlink()
+        with pytest.raises(RuntimeError, match=rf"^migrate.sh: cat: .*/{name}: No such file"):
+            run_script(environment)
+
+
+def test_a_database_of_somebodys_own_is_only_migrated(postgres_url: str) -> None:
+    url = URL(postgres_url).with_path(f"/own_{uuid4().hex}")
+    run_script({"DATABASE_URL": str(url), "PGSSLMODE": "prefer"})
+    assert "Pending: 0" in dbmate(str(url), "status")
+    dbmate(str(url), "drop")
 
 
 async def test_a_password_may_hold_any_character(prepared: str, roles: Roles) -> None:

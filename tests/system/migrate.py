@@ -35,10 +35,15 @@ class Roles:
         return str(URL(url).with_user(self.service).with_password(self.service_password))
 
 
-def prepare(url: str, roles: Roles, timeout: float = 60) -> None:
+def prepare(url: str, roles: Roles) -> None:
     """Make a private database with its roles as `db/migrate.sh` does; the URL is an administrator's."""
+    run_script(environment_of(url, roles))
+
+
+def environment_of(url: str, roles: Roles) -> dict[str, str]:
+    """What `db/migrate.sh` is told."""
     at = URL(url)
-    environment = {
+    return {
         "PGHOST": at.host or "",
         "PGPORT": str(at.port),
         "PGDATABASE": at.path[1:],
@@ -50,8 +55,12 @@ def prepare(url: str, roles: Roles, timeout: float = 60) -> None:
         "SERVICE": roles.service,
         "SERVICE_PASSWORD": roles.service_password,
     }
+
+
+def run_script(environment: Mapping[str, str], timeout: float = 60) -> None:
+    """Run `db/migrate.sh` with the programs of our packages."""
     path = f"{PROGRAMS}:{installed_programs()}:{base_environment()['PATH']}"
-    _run("migrate.sh", [ROOT / "db" / "migrate.sh"], environment | {"PATH": path}, timeout)
+    _run("migrate.sh", [ROOT / "db" / "migrate.sh"], {**environment, "PATH": path}, timeout)
 
 
 def dbmate(url: str, *command: str, timeout: float = 60) -> str:
