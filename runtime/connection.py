@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from runtime import malformed
 from runtime.answers import Answer, json_error, last_words
-from runtime.connections import FRESH_SECONDS, Claim, Connections
+from runtime.connections import FRESH_SECONDS, SWEEP_SECONDS, Claim, Connections
 from runtime.upgrades import Cutter
 
 log = structlog.stdlib.get_logger(__name__)
@@ -131,7 +131,7 @@ class Connection(web.RequestHandler):
 
     def claim(self, now: float) -> Claim:
         """Judge how good its claim to its place is."""
-        if self._stuck_since or (self._is_tls and self._is_stuck()):
+        if self._stuck_since or (self._is_tls and self._is_stuck(now)):
             return Claim.NONE
         request = self._current_request
         if len(self._messages) > (request is None):
@@ -143,7 +143,7 @@ class Connection(web.RequestHandler):
     def check(self, now: float) -> None:
         """End it where its client takes too long."""
         limits = self._all.limits
-        if not self._is_stuck():
+        if not self._is_stuck(now):
             self._stuck_since = 0.0
         elif not self._stuck_since:
             self._stuck_since = now
@@ -160,18 +160,25 @@ class Connection(web.RequestHandler):
         if self._wire is not None:
             self._wire.abort()
 
-    def _is_stuck(self) -> bool:
+    def _is_stuck(self, now: float) -> bool:
         """Tell whether an answer waits for its client to take what came before."""
         if self._wire is None or self._wire.get_write_buffer_size():
             return self._wire is not None
-        # What has been encrypted lies in a transport under ours, which nobody can ask. So we ask the kernel: it takes
-        # more, unless it is full.
-        plain = self._wire.get_extra_info("socket") if self._is_tls else None
-        if plain is None:
-            return False
+        return self._is_tls and not self._is_taking(now)
+
+    def _is_taking(self, now: float) -> bool:
+        """Ask the kernel whether it takes more; what TLS has encrypted lies in a transport that nobody else can ask.
+
+        A client that has taken its answer and is silent is not asked about: to ask takes as long as all else here.
+        """
+        if self._waiter is not None and not self._stuck_since and now > self.waits_since + 2 * SWEEP_SECONDS:
+            return True
+        plain = cast(asyncio.Transport, self._wire).get_extra_info("socket")
+        if plain is None:  # It is lost, and we shall hear of it.
+            return True
         poll = select.poll()
         poll.register(plain, select.POLLOUT)
-        return not poll.poll(0)
+        return bool(poll.poll(0))
 
     def _end_with(self, words: bytes) -> None:
         if self._wire is not None and not self._wire.is_closing():
