@@ -2,6 +2,7 @@
 
 import json
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -16,9 +17,6 @@ from tests.system.spawning import ROOT, base_environment, end, free_port, spawn,
 
 Module = Literal["service_a", "service_b", "service_b.results", "configurator"]
 
-# No proxy of the developer's may stand between us and our own machine.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
 SETTLED_SECONDS = 8.0
 """A process that has missed the same for so long will go on missing it."""
 UNTRIED = "not connected yet"
@@ -29,6 +27,7 @@ class Process:
     """One of the four: `python -m <module>` with the given variables, on a free loopback port unless one is given.
 
     The log file is `<logs>/<name>.log`; a process that is started again appends to it. `folder`: where its code is.
+    `client`: how it is asked where it speaks TLS.
     """
 
     def __init__(
@@ -39,6 +38,7 @@ class Process:
         *,
         name: str | None = None,
         folder: Path = ROOT,
+        client: ssl.SSLContext | None = None,
     ) -> None:
         serves = "APP" if module in ("service_a", "service_b") else "HEALTH"
         self.module = module
@@ -48,11 +48,14 @@ class Process:
         self.environment = {f"{serves}_HOST": "127.0.0.1", "LOG_FORMAT": "json"} | dict(environment or {})
         self.port = int(self.environment.setdefault(f"{serves}_PORT", str(free_port())))
         self._process: subprocess.Popen[bytes] | None = None
+        # No proxy of the developer's may stand between us and our own machine.
+        own = [urllib.request.HTTPSHandler(context=client)] if client else []
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *own)
 
     @property
     def url(self) -> str:
         """Where it listens, without a slash at the end."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if 'TLS_CERT_FILE' in self.environment else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def is_running(self) -> bool:
@@ -100,7 +103,7 @@ class Process:
         """What it says that it misses, nothing when it is ready; None while it does not answer."""
         path = "/health/live" if self.module == "service_a" else "/health/ready"
         try:
-            with _opener.open(self.url + path, timeout=5):
+            with self._opener.open(self.url + path, timeout=5):
                 return []
         except urllib.error.HTTPError as error:
             return list(json.load(error)["missing"])

@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from messaging.definitions import rights
 from messaging.settings import BrokerSettings
+from tests.system.certificates import Certificates
 from tests.system.spawning import PORTS, base_environment, end, free_port, make_private, spawn, wait_until
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")
@@ -59,7 +61,7 @@ class RabbitMQ:
     """One private node on loopback ports. Its data stays in `folder`: stopped or killed, it can be started again.
 
     Nodes that shall form a cluster share a `network`; a node of its own makes and ends one. `definitions`: what it
-    reads at each start; `guest` must be among its users.
+    reads at each start; `guest` must be among its users. With `tls` it takes no client without.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class RabbitMQ:
         management_port: int | None = None,
         network: ErlangNetwork | None = None,
         definitions: Mapping[str, Any] | None = None,
+        tls: Certificates | None = None,
     ) -> None:
         self.folder = folder
         self.definitions = definitions
@@ -78,6 +81,7 @@ class RabbitMQ:
         self.port = port or free_port()
         self.management_port = management_port
         self.log_file = folder / "rabbitmq.log"
+        self._tls = tls
         self._own_network = network is None
         self.network = network or ErlangNetwork(folder)
         self._distribution_port = free_port()
@@ -86,6 +90,8 @@ class RabbitMQ:
     @property
     def url(self) -> str:
         """Where clients connect, as the administrator."""
+        if self._tls:
+            return f"amqps://guest:guest@127.0.0.1:{self.port}/?cafile={self._tls.ca}"
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     def start(self, timeout: float = 120) -> None:
@@ -97,7 +103,11 @@ class RabbitMQ:
         self.network.start()
         self._process = spawn([PROGRAMS / "rabbitmq-server"], self._environment(), self.log_file, folder=self.folder)
         wait_until(
-            lambda: _serves_amqp(self.port), self.node, timeout=timeout, process=self._process, log_file=self.log_file
+            lambda: _serves_amqp(self.port, self._tls),
+            self.node,
+            timeout=timeout,
+            process=self._process,
+            log_file=self.log_file,
         )
 
     def stop(self) -> None:
@@ -157,7 +167,7 @@ class RabbitMQ:
 
     def _write_configuration(self) -> None:
         lines = [
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}",
+            *(self._tls_lines(self._tls) if self._tls else [f"listeners.tcp.1 = 127.0.0.1:{self.port}"]),
             # The server's own default is to hold half a gigabyte of quorum queues' log per node.
             "raft.wal_max_size_bytes = 67108864",
             "log.console = true",
@@ -172,6 +182,17 @@ class RabbitMQ:
         for name, text in (files | {"rabbitmq.conf": "\n".join(lines) + "\n"}).items():
             (self.folder / name).touch(0o600)
             (self.folder / name).write_text(text)
+
+    def _tls_lines(self, tls: Certificates) -> list[str]:
+        return [
+            "listeners.tcp = none",
+            f"listeners.ssl.1 = 127.0.0.1:{self.port}",
+            f"ssl_options.cacertfile = {tls.ca}",
+            f"ssl_options.certfile = {tls.certificate('rabbitmq')}",
+            f"ssl_options.keyfile = {tls.key('rabbitmq')}",
+            # Clients show a password, no certificate.
+            "ssl_options.verify = verify_none",
+        ]
 
     def _environment(self) -> dict[str, str]:
         folder = str(self.folder)
@@ -205,11 +226,14 @@ def _answers(port: int) -> bool:
     return True
 
 
-def _serves_amqp(port: int) -> bool:
+def _serves_amqp(port: int, tls: Certificates | None) -> bool:
     # The first thing a server says is Connection.Start, a method frame (type 1) on channel 0.
-    try:
-        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), 5))
+            if tls:
+                connection = stack.enter_context(tls.client().wrap_socket(connection, server_hostname="127.0.0.1"))
             connection.sendall(AMQP_GREETING)
             return connection.recv(1) == b"\x01"
-    except OSError:
-        return False
+        except OSError:
+            return False

@@ -10,11 +10,14 @@ from yarl import URL
 
 from messaging.definitions import definitions, rights
 from messaging.settings import BrokerSettings
+from runtime.tls import server_context
+from tests.system.certificates import SERVERS, Certificates
 from tests.system.migrate import Roles, migrate, prepare
 from tests.system.postgres import PostgreSQL
 from tests.system.processes import Module, Process
 from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import is_port_free
+from tests.system.tls_front import TlsFront
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Plan:
     """What to start and where. A port that is None becomes a free one; a URL that is given replaces the private server.
 
     `service_a`, `service_b`, `results` and `configurator` are variables of these processes, beside what connects them.
+    With `tls`, all of it but the management, the migrations and the watchers' ports speaks TLS.
     """
 
     amqp_url: str | None = None
@@ -33,6 +37,7 @@ class Plan:
     service_b: Mapping[str, str] | None = None
     results: Mapping[str, str] | None = None
     configurator: Mapping[str, str] | None = None
+    tls: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class System:
     service_b: Process
     results: Process
     configurator: Process
+    ca: Path | None = None
+    """Whose certificates the servers have, where they speak TLS."""
 
     @property
     def processes(self) -> tuple[Process, ...]:
@@ -58,14 +65,21 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
     with ExitStack() as stack:
         amqp_url, database_url = plan.amqp_url, plan.database_url
         names = BrokerSettings.model_construct()
+        certificates = Certificates(folder / "certificates") if plan.tls else None
         passwords = {user: secrets.token_urlsafe() for user in rights(names)} | {"guest": "guest"}
         if not database_url:
             tell("PostgreSQL")
-            database_url = stack.enter_context(PostgreSQL(folder / "postgres", port=plan.database_port)).dsn()
+            server = PostgreSQL(folder / "postgres", port=None if certificates else plan.database_port)
+            database_url = stack.enter_context(server).dsn()
             tell("the roles and the schema")
             roles = Roles()
             prepare(database_url, roles)
             service_url = roles.service_url(database_url)
+            if certificates:
+                context = server_context(certificates.files("postgres"))
+                front = stack.enter_context(TlsFront(context, server.port, port=plan.database_port))
+                verified = {"sslmode": "verify-full", "sslrootcert": str(certificates.ca)}
+                service_url = str(URL(service_url).with_port(front.port).update_query(verified))
         else:
             tell("the schema")
             migrate(database_url)
@@ -77,6 +91,7 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
                 port=plan.amqp_port,
                 management_port=plan.management_port,
                 definitions=definitions(names, passwords),
+                tls=certificates,
             )
             amqp_url = stack.enter_context(node).url
 
@@ -85,7 +100,9 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
             return {"AMQP_URL": url}
 
         def process(module: Module, own: Mapping[str, str] | None, **connections: str) -> Process:
-            made = Process(module, folder / "logs", connections | dict(own or {}))
+            served = certificates.environment(module) if certificates and module in SERVERS else {}
+            client = certificates.client() if certificates else None
+            made = Process(module, folder / "logs", connections | served | dict(own or {}), client=client)
             stack.callback(made.close)
             made.start(wait=False)
             return made
@@ -95,6 +112,8 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
         database = {"DATABASE_URL": service_url}
         results = process("service_b.results", plan.results, **broker("results"), **database)
         others = {"SERVICE_A_URL": service_a.url, "RESULTS_URL": results.url}
+        if certificates:
+            others["SERVICE_A_CA_FILE"] = str(certificates.ca)
         system = System(
             amqp_url=amqp_url,
             database_url=database_url,
@@ -102,6 +121,7 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
             service_b=process("service_b", plan.service_b, **broker("web"), **database),
             results=results,
             configurator=process("configurator", plan.configurator, **broker("configurator"), **others),
+            ca=certificates.ca if certificates else None,
         )
         for started in system.processes:
             started.wait_until_ready()

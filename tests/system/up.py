@@ -120,6 +120,7 @@ def plan_from_environment() -> Plan:
         management_port=None if amqp_url else MANAGEMENT_PORT,
         database_url=database_url,
         database_port=None if database_url else DATABASE_PORT,
+        tls=os.environ.get("TLS", "") not in ("", "0"),
         service_a={"APP_PORT": str(PORTS["service A"])},
         service_b={"APP_PORT": str(PORTS["service B"])},
         results={"HEALTH_PORT": str(PORTS["service B results"])},
@@ -140,6 +141,8 @@ def urls(system: System) -> str:
         else f"{system.amqp_url}  http://127.0.0.1:{MANAGEMENT_PORT}/ (guest, guest)",
         "PostgreSQL": "from DATABASE_URL" if os.environ.get("DATABASE_URL") else system.database_url,
     }
+    if system.ca:
+        lines["the CA"] = f"{system.ca}  (curl --cacert …)"
     return "\n".join(f"{what:11} {where}" for what, where in lines.items())
 
 
