@@ -84,10 +84,11 @@ class Message(BaseModel):
 class ConfigureTask(Message):
     """Configure one device: one attempt at one task. `parameters` is JSON text, as the client's request was stored.
 
-    Version 2 is version 1 for readers that ask for a lease; one that asks for none dead-letters it.
+    Version 2 is version 1 for readers that ask for a lease; one that asks for none dead-letters it. So does a reader
+    that cannot open sealed parameters with version 3: it would hand them to service A as they are.
     """
 
-    v: Literal[1, 2] = 2  # type: ignore[assignment]
+    v: Literal[1, 2, 3] = 2  # type: ignore[assignment]
     equipment_id: str
     timeout_in_seconds: int
     time_limit_seconds: Seconds

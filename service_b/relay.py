@@ -12,6 +12,7 @@ from messaging.channel import Channel
 from messaging.frames import Letter
 from messaging.messages import ConfigureTask
 from messaging.publishing import Publication
+from messaging.sealing.suite import is_sealed
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from runtime import clock
@@ -168,6 +169,7 @@ def _write(dispatch: Dispatch) -> Letter | None:
     """Make an attempt's message; None when it cannot be encoded: the task ends at its deadline then."""
     try:
         message = ConfigureTask(
+            v=3 if is_sealed(dispatch.parameters) else 2,
             task_id=dispatch.id,
             attempt=dispatch.attempt,
             equipment_id=dispatch.equipment_id,

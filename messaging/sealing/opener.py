@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from messaging.messages import is_object_text
 from messaging.sealing.keys import KeyFileError, read_private_keys
-from messaging.sealing.suite import BEGINNING, COUNTER_BYTES, FORM, NONCE, bound_to, unwrap
+from messaging.sealing.suite import COUNTER_BYTES, FORM, NONCE, bound_to, is_sealed, unwrap
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -38,7 +38,7 @@ class Opener:
 
     def missing_key(self, parameters: str) -> str | None:
         """Tell the id of the key that is needed and not here; None where none is."""
-        if not parameters.startswith(BEGINNING) or not (found := FORM.fullmatch(parameters)) or found[1] in self._keys:
+        if not is_sealed(parameters) or not (found := FORM.fullmatch(parameters)) or found[1] in self._keys:
             return None
         return found[1]
 
@@ -55,7 +55,7 @@ class Opener:
 
     def open(self, parameters: str, task_id: UUID, equipment_id: str) -> str:
         """Give the parameters (JSON text) of this task as they were before they were sealed. Raises `OpenError`."""
-        if not parameters.startswith(BEGINNING):
+        if not is_sealed(parameters):
             return parameters
         found = FORM.fullmatch(parameters)
         if not found:

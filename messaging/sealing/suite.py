@@ -19,6 +19,11 @@ FORM = re.compile(r'\{"sealed":"1\.([0-9a-f]{16})\.([A-Za-z0-9_-]{107})\.([A-Za-
 """A sealed value: the key's id, the wrapped data key, the counter with the ciphertext."""
 
 
+def is_sealed(parameters: str) -> bool:
+    """Tell whether parameters look sealed; a client's own may, too."""
+    return parameters.startswith(BEGINNING)
+
+
 def wrap(data_key: bytes, key: X25519PublicKey) -> bytes:
     """Encrypt a data key for the holder of the private key."""
     return HPKE.encrypt(data_key, key, INFO)

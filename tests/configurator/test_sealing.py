@@ -35,7 +35,7 @@ def keys(tmp_path: Path) -> KeyPair:
 def seal(task: ConfigureTask, keys: KeyPair) -> ConfigureTask:
     """What service B would have made of it."""
     sealed = Sealer(keys.public).seal(task.parameters, task.task_id, task.equipment_id)
-    return task.model_copy(update={"parameters": sealed})
+    return task.model_copy(update={"v": 3, "parameters": sealed})
 
 
 def sealed_tasks(count: int, keys: KeyPair) -> list[ConfigureTask]:

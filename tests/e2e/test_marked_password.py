@@ -109,7 +109,7 @@ async def spoil_one(fleet: Fleet, amqp: aiormq.abc.AbstractChannel) -> None:
     queue = fleet.queues.to_configure_queue
     await eventually(lambda: count_ready(amqp, queue))
     message = await amqp.basic_get(queue, no_ack=True)
-    await amqp.basic_publish(message.body.replace(b'"v":2', b'"v":9'), routing_key=queue)
+    await amqp.basic_publish(message.body.replace(b'{"v":', b'{"v":1'), routing_key=queue)
 
 
 async def work(

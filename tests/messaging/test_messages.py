@@ -75,9 +75,10 @@ def test_fields_of_a_later_version_are_ignored(message: Message, more: dict[str,
 
 
 @given(tasks)
-def test_a_task_of_the_former_version_is_read(task: ConfigureTask) -> None:
-    former = ConfigureTask.decode(encode(json.loads(task.encode()) | {"v": 1}))
-    assert former == task.model_copy(update={"v": 1})
+def test_a_task_of_each_version_is_read(task: ConfigureTask) -> None:
+    for version in (1, 2, 3):
+        read = ConfigureTask.decode(encode(json.loads(task.encode()) | {"v": version}))
+        assert read == task.model_copy(update={"v": version})
 
 
 @pytest.mark.parametrize("kind", [ConfigureTask, Outcome])
@@ -92,7 +93,7 @@ def test_garbage_is_refused_with_its_raw_bytes(kind: type[Message], body: bytes)
 @pytest.mark.parametrize(
     ("kind", "fields", "field"),
     [
-        (ConfigureTask, {"v": 3}, "v"),
+        (ConfigureTask, {"v": 4}, "v"),
         (ConfigureTask, {"v": SECRET}, "v"),
         (ConfigureTask, {"task_id": SECRET}, "task_id"),
         (ConfigureTask, {"attempt": 0}, "attempt"),

@@ -5,8 +5,9 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from messaging.channel import Channel
 from messaging.frames import Letter
 from messaging.messages import ConfigureTask
 from messaging.publishing import Publication
+from messaging.sealing.sealer import Sealer
 from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import relay as relay_module
@@ -34,6 +36,7 @@ from service_b.tasks.states import DISPATCHED
 from service_b.wakeup import CHECK_SECONDS, listen
 from tests.conftest import eventually
 from tests.queues import count_ready, is_blocked, metric, queue_exists, take
+from tests.seals import make_keys
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
 from tests.tasks import accept, apply, call_lease, claim, finish, give_back, new_task, row, states, step_clock
@@ -177,6 +180,20 @@ async def test_a_task_is_published_as_it_was_accepted(
     assert properties.content_type == "application/json"
     assert await states(sql, [task.id]) == ["dispatched"]
     assert metric("tasks_dispatched_total", publication="confirmed") == published + 1
+
+
+async def test_a_reader_that_cannot_open_sealed_parameters_refuses_their_message(
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, tmp_path: Path
+) -> None:
+    """Else a configurator of before would hand them to service A, during an upgrade."""
+    task = new_task("DEVICE1")
+    sealed = Sealer(make_keys(tmp_path).public).seal("{}", task.id, "DEVICE1")
+    await inserts.insert(pool, [replace(task, parameters=sealed)], grace_seconds=75, deadline_seconds=60)
+    async with relaying(broker, pool):
+        await watch.until_idle()
+    [message] = await take(amqp, broker.to_configure_queue)
+    fields = json.loads(message.body)
+    assert (fields["v"], fields["parameters"]) == (3, sealed)
 
 
 async def test_of_many_relays_one_publishes_each_attempt(
