@@ -34,6 +34,8 @@ IN_A_NETWORK = {
 RMQ_USERS = {"service_b": "web", "service_b_results": "results", "configurator": "configurator"}
 SECRETS = {"POSTGRES_PASSWORD", "RMQ_PASSWORD", "LEASE_TOKEN"}
 """They come from files that are made at the first start, unless somebody names others."""
+IN_A_VOLUME = {"SEAL_PUBLIC_KEY_FILE": "seal.pub", "SEAL_KEY_FILE": "seal.key"}
+"""Files that are there unless others are named; an empty name leaves parameters unsealed."""
 FIXED = {"APP_HOST", "APP_PORT", "HEALTH_HOST", "HEALTH_PORT"}
 """What the file itself relies on: where its health checks and its published ports lead."""
 HEALTH_PORTS = {"service_a": 7777, "service_b": 7773, "service_b_results": 7775, "configurator": 7774}
@@ -78,6 +80,9 @@ def test_every_variable_goes_through_with_its_default(service: str, services: di
             file = name.removesuffix("_FILE").lower()
             assert value == f"${{{name}-/run/secrets/{file}}}"
             assert file in HANDED_OUT[service][1]
+        elif name in IN_A_VOLUME:
+            assert value == f"${{{name}-/run/secrets/{IN_A_VOLUME[name]}}}"
+            assert IN_A_VOLUME[name] in HANDED_OUT[service][1]
         elif name in FIXED:
             assert "$" not in str(value)
         else:

@@ -3,10 +3,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from docker.first_start import HANDED_OUT, KEPT, hand_out
+from messaging.sealing.opener import Opener
+from messaging.sealing.sealer import Sealer
 from messaging.settings import BrokerSettings
 
 
@@ -43,6 +46,8 @@ def test_each_service_gets_its_own_and_no_other_secret(tmp_path: Path, owners: d
     assert files["service_b/rmq_password"] != files["service_b_results/rmq_password"]
     assert files["service_b/postgres_password"] == files["migrate/service_password"]
     assert files["service_b_results/lease_token"] == files["configurator/lease_token"]
+    sealed = Sealer(tmp_path / "service_b" / "seal.pub").seal("{}", UUID(int=1), "DEVICE1")
+    assert Opener([tmp_path / "configurator" / "seal.key"]).open(sealed, UUID(int=1), "DEVICE1") == "{}"
     for service in HANDED_OUT:
         own = [text for name, text in files.items() if name.startswith(f"{service}/")]
         assert len(set(own)) == len(own), service
