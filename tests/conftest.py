@@ -23,6 +23,7 @@ from messaging.topology import dead_letter_exchange, dead_letter_queue
 from service_b.database import DatabaseSettings, Pool, create_pool
 from tests.fake_a import FakeA
 from tests.fake_results import FakeResults
+from tests.queues import names, users_for_tests
 from tests.system.migrate import Roles, dbmate, migrate, prepare
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
@@ -59,7 +60,7 @@ def amqp_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if url := os.environ.get("AMQP_URL"):
         yield url
         return
-    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq")) as node:
+    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), definitions=users_for_tests()) as node:
         yield node.url
 
 
@@ -179,13 +180,8 @@ async def sql(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 @asynccontextmanager
 async def own_queues(amqp_url: str, *, heartbeat: int = 2) -> AsyncIterator[BrokerSettings]:
     """Name an exchange and queues that nobody else uses; what was made under these names is removed at the end."""
-    unique = uuid4().hex[:12]
-    settings = BrokerSettings(
-        amqp_url=SecretStr(str(URL(amqp_url).update_query(heartbeat=heartbeat))),
-        exchange=f"exchange_{unique}",
-        to_configure_queue=f"to_configure_{unique}",
-        configured_queue=f"configured_{unique}",
-    )
+    url = SecretStr(str(URL(amqp_url).update_query(heartbeat=heartbeat)))
+    settings = BrokerSettings.model_validate({"amqp_url": url, **names(uuid4().hex[:12])})
     yield settings
     connection = await aiormq.connect(settings.nodes[0])
     channel = await connection.channel()

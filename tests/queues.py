@@ -1,17 +1,45 @@
-"""Looking into the broker's queues, and filling them."""
+"""Looking into the broker's queues, and filling them; who may use those of the tests."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiormq
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 from prometheus_client import REGISTRY
+from yarl import URL
 
 from messaging import declaring
 from messaging.channel import Channel
+from messaging.definitions import definitions, rights
 from messaging.settings import BrokerSettings
+
+PASSWORDS = {user: secrets.token_urlsafe() for user in rights(BrokerSettings.model_construct())} | {"guest": "guest"}
+
+
+def names(unique: str) -> dict[str, str]:
+    """What an exchange and queues are called that nobody else uses."""
+    return {
+        "exchange": f"exchange_{unique}",
+        "to_configure_queue": f"to_configure_{unique}",
+        "configured_queue": f"configured_{unique}",
+    }
+
+
+def users_for_tests() -> dict[str, Any]:
+    """Tell a broker who our processes are, each with its rights to all queues of the tests, which are not there yet."""
+    told = definitions(BrokerSettings.model_validate(names("UNIQUE")), PASSWORDS)
+    for permission in told["permissions"]:
+        permission |= {right: permission[right].replace("UNIQUE", "[0-9a-f]{12}") for right in ("write", "read")}
+    return told | {"exchanges": [], "queues": [], "bindings": []}
+
+
+def as_user(url: str, user: str) -> str:
+    """The broker's URL for one of them."""
+    return str(URL(url).with_user(user).with_password(PASSWORDS[user]))
 
 
 async def declare(channel: AbstractChannel, settings: BrokerSettings) -> None:

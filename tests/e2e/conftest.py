@@ -1,6 +1,7 @@
 """Our processes as they run in production, around a fake A, on servers that the test may break."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import aiormq
 import asyncpg
 import pytest
 from aiohttp import web
@@ -17,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from messaging.settings import BrokerSettings
 from tests.conftest import eventually
 from tests.fake_a import Behaviour, FakeA, answer
+from tests.queues import as_user, declare, users_for_tests
 from tests.system.processes import Module, Process
 from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
@@ -26,6 +29,7 @@ T = TypeVar("T")
 PATH = "/api/v1/equipment/cpe"
 BODY = {"timeoutInSeconds": 1, "parameters": {"username": "admin", "password": "admin", "interfaces": [1]}}
 FINISH_SECONDS = 150.0
+USERS: dict[Module, str] = {"service_b": "web", "service_b.results": "results", "configurator": "configurator"}
 GRACE_SECONDS = 4
 """Together with the body's `timeoutInSeconds`, a call's time limit: short, since what a crash loses waits for it."""
 
@@ -63,6 +67,8 @@ class Fleet:
     client: aiohttp.ClientSession
     sql: asyncpg.Connection
     processes: list[Process] = field(default_factory=list)
+    users: Mapping[Module, str] = field(default_factory=dict)
+    """As whom each process connects to the broker, if not as its administrator."""
     results_ports: list[int] = field(default_factory=lambda: [free_port(), free_port()])
     """Where its results processes will listen: a configurator may be there before them."""
 
@@ -76,6 +82,8 @@ class Fleet:
         elif module == "service_b.results":
             earlier = sum(process.module == module for process in self.processes)
             own = {"HEALTH_PORT": str(self.results_ports[earlier])}
+        if module in self.users:
+            own["AMQP_URL"] = as_user(self.environment["AMQP_URL"], self.users[module])
         made = Process(module, self.logs, self.environment | own | environment, name=name)
         self.processes.append(made)
         return made
@@ -147,11 +155,12 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 @asynccontextmanager
 async def open_fleet(
-    logs: Path, queues: BrokerSettings, database_url: str, fake_a: FakeA, **environment: str
+    logs: Path, queues: BrokerSettings, database_url: str, fake_a: FakeA, *, users: bool = False, **environment: str
 ) -> AsyncIterator[Fleet]:
     """Prepare a system without processes yet; those that are started in it end with it.
 
-    `database_url` is the administrator's; the processes connect by another one if `DATABASE_URL` says so.
+    `database_url` is the administrator's; the processes connect by another one if `DATABASE_URL` says so. With `users`
+    each is a user of its own of the broker, who may not declare anything.
     """
     assert queues.amqp_url
     own = {
@@ -164,6 +173,10 @@ async def open_fleet(
     }
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
         fleet = Fleet(logs, queues, own | environment, fake_a, client, await asyncpg.connect(database_url))
+        if users and "AMQP_URL" not in os.environ:
+            fleet.users = USERS
+            async with await aiormq.connect(queues.nodes[0]) as connection:
+                await declare(await connection.channel(), queues)
         try:
             yield fleet
         finally:
@@ -176,14 +189,15 @@ async def fleet(
     tmp_path: Path, broker: BrokerSettings, database_url: str, service_url: str, fake_a: FakeA
 ) -> AsyncIterator[Fleet]:
     """A fleet on the run's servers, with queues and a database of its own."""
-    async with open_fleet(tmp_path / "logs", broker, database_url, fake_a, DATABASE_URL=service_url) as made:
+    opened = open_fleet(tmp_path / "logs", broker, database_url, fake_a, users=True, DATABASE_URL=service_url)
+    async with opened as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """A broker that the module's tests stop, kill and start again; each leaves it running."""
-    with RabbitMQ(tmp_path_factory.mktemp("breakable")) as node:
+    with RabbitMQ(tmp_path_factory.mktemp("breakable"), definitions=users_for_tests()) as node:
         yield node
 
 

@@ -124,7 +124,9 @@ def crashes(
             new_database(postgres_url, template) as url,
             own_queues(amqp_url, heartbeat=1) as queues,
             FakeA(delay=0.2) as fake,
-            open_fleet(folder / f"{number}", queues, url, fake, DATABASE_URL=roles.service_url(url)) as fleet,
+            open_fleet(
+                folder / f"{number}", queues, url, fake, users=True, DATABASE_URL=roles.service_url(url)
+            ) as fleet,
         ):
             fake.default = answer_or_kill()
             await crash(point, fleet, starting)

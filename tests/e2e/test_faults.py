@@ -45,7 +45,7 @@ async def breakable(
     environment = LONG | {"DATABASE_URL": service_url}
     async with (
         own_queues(rabbitmq.url) as queues,
-        open_fleet(tmp_path / "logs", queues, database_url, fake_a, **environment) as made,
+        open_fleet(tmp_path / "logs", queues, database_url, fake_a, users=True, **environment) as made,
     ):
         yield made
 
