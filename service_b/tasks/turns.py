@@ -1,6 +1,8 @@
 """Claiming in turn: where clients have names, one's thousands do not hold up another's single task."""
 
+from collections import defaultdict
 from datetime import datetime
+from itertools import count
 
 from service_b.database import Queries
 from service_b.tasks.claims import DISPATCH, Dispatch, Floor
@@ -34,7 +36,8 @@ WITH RECURSIVE client AS (
 ), due AS MATERIALIZED (
     SELECT id, due_at FROM fair UNION ALL SELECT id, due_at FROM rest
 )
-UPDATE task {DISPATCH}, (SELECT name FROM turn ORDER BY name <= $4 DESC, name DESC LIMIT 1) AS last
+UPDATE task {DISPATCH}, (SELECT name FROM turn ORDER BY name <= $4 DESC, name DESC LIMIT 1) AS last,
+    submitted_by
 """
 
 
@@ -52,6 +55,7 @@ async def claim_in_turn(
 ) -> list[Dispatch]:
     """Begin the next attempt of up to `limit` due tasks, as `claims.claim` does, but as many of each client's.
 
+    They come in turn, too: a queue keeps their order.
     While something is left behind, nobody knows how long that has been due: so the floor rises when nothing is.
     """
     since = turns.floor.since()
@@ -62,4 +66,6 @@ async def claim_in_turn(
         turns.floor.move(rows[0]["reached"], is_last=True)
     if rows:
         turns.last = rows[0]["last"] or ""
-    return [Dispatch(*tuple(row)[:-2]) for row in rows]
+    places: defaultdict[str | None, count[int]] = defaultdict(count)
+    rows.sort(key=lambda row: next(places[row["submitted_by"]]))
+    return [Dispatch(*tuple(row)[:-3]) for row in rows]
