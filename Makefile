@@ -39,7 +39,7 @@ bench: test-venv rabbitmq ## Measure what the machine can do, and what we make o
 	@$(python) -m tests.bench $(BENCH_ARGS)
 
 .PHONY: up
-up: system-venv $(if $(AMQP_URL),,rabbitmq) ## Keep the system running in the background (TLS=1: by TLS; AMQP_URL, DATABASE_URL: on your servers)
+up: system-venv $(if $(AMQP_URL),,rabbitmq) ## Keep the system running in the background (TLS=1: by TLS; AMQP_URL, DATABASE_URL: on your servers; TOKENS_FILE)
 	@TLS=$(TLS) $(python) -m tests.system up
 
 .PHONY: down

@@ -110,7 +110,8 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
         tell("the four processes")
         service_a = process("service_a", plan.service_a)
         database = {"DATABASE_URL": service_url}
-        results = process("service_b.results", plan.results, **broker("results"), **database)
+        lease = {"LEASE_TOKEN": secrets.token_urlsafe()}
+        results = process("service_b.results", plan.results, **broker("results"), **database, **lease)
         others = {"SERVICE_A_URL": service_a.url, "RESULTS_URL": results.url}
         if certificates:
             others["SERVICE_A_CA_FILE"] = str(certificates.ca)
@@ -120,7 +121,7 @@ def running(folder: Path, plan: Plan, tell: Callable[[str], object] = str) -> It
             service_a=service_a,
             service_b=process("service_b", plan.service_b, **broker("web"), **database),
             results=results,
-            configurator=process("configurator", plan.configurator, **broker("configurator"), **others),
+            configurator=process("configurator", plan.configurator, **broker("configurator"), **others, **lease),
             ca=certificates.ca if certificates else None,
         )
         for started in system.processes:

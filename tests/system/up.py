@@ -122,7 +122,7 @@ def plan_from_environment() -> Plan:
         database_port=None if database_url else DATABASE_PORT,
         tls=os.environ.get("TLS", "") not in ("", "0"),
         service_a={"APP_PORT": str(PORTS["service A"])},
-        service_b={"APP_PORT": str(PORTS["service B"])},
+        service_b={"APP_PORT": str(PORTS["service B"]), "TOKENS_FILE": os.environ.get("TOKENS_FILE", "")},
         results={"HEALTH_PORT": str(PORTS["service B results"])},
         configurator={"HEALTH_PORT": str(PORTS["configurator"])},
     )
