@@ -74,6 +74,8 @@ class Relay:
         self._floor = Floor()
         # Set where the clients have names.
         self._turns = Turns() if in_turn else None
+        # Whether the last claim may have left something behind: only then does it matter whose turn it is.
+        self._is_behind = True
         self._room = Room()
         # From when on the next look has to look.
         self._since: datetime | None = None
@@ -124,9 +126,12 @@ class Relay:
 
     async def _claim(self, limit: int) -> list[Dispatch]:
         latest = self._internal.at_most()
-        if self._turns:
-            return await turns.claim_in_turn(self._pool, limit, self._turns, latest=latest)
-        return await claims.claim(self._pool, limit, self._floor, latest=latest)
+        if self._turns and self._is_behind:
+            dispatches = await turns.claim_in_turn(self._pool, limit, self._turns, latest=latest)
+        else:
+            dispatches = await claims.claim(self._pool, limit, self._floor, latest=latest)
+        self._is_behind = len(dispatches) == limit
+        return dispatches
 
     async def _look(self, channel: Channel) -> int:
         """Tell for how many tasks there is room."""
