@@ -24,6 +24,7 @@ from service_b.database import DatabaseSettings, Pool, create_pool
 from tests.fake_a import FakeA
 from tests.fake_results import FakeResults
 from tests.queues import names, users_for_tests
+from tests.system.certificates import Certificates
 from tests.system.migrate import Roles, dbmate, migrate, prepare
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
@@ -55,12 +56,19 @@ async def eventually(
 
 
 @pytest.fixture(scope="session")
-def amqp_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def broker_certificates() -> Certificates | None:
+    """What the run's broker shows its clients, if it speaks TLS."""
+    return None
+
+
+@pytest.fixture(scope="session")
+def amqp_url(tmp_path_factory: pytest.TempPathFactory, broker_certificates: Certificates | None) -> Iterator[str]:
     """A broker for the whole run."""
     if url := os.environ.get("AMQP_URL"):
         yield url
         return
-    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), definitions=users_for_tests()) as node:
+    folder = tmp_path_factory.mktemp("rabbitmq")
+    with RabbitMQ(folder, definitions=users_for_tests(), tls=broker_certificates) as node:
         yield node.url
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,7 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from messaging.settings import BrokerSettings
 from tests.conftest import eventually
 from tests.fake_a import Behaviour, FakeA, answer
+from tests.guards import of_this_run
 from tests.queues import as_user, declare, users_for_tests
+from tests.system.certificates import Certificates
 from tests.system.processes import Module, Process
 from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
@@ -32,6 +35,8 @@ FINISH_SECONDS = 150.0
 USERS: dict[Module, str] = {"service_b": "web", "service_b.results": "results", "configurator": "configurator"}
 GRACE_SECONDS = 4
 """Together with the body's `timeoutInSeconds`, a call's time limit: short, since what a crash loses waits for it."""
+
+GUARDS = of_this_run()
 
 _threads = ThreadPoolExecutor(16, "system")
 
@@ -84,7 +89,8 @@ class Fleet:
             own = {"HEALTH_PORT": str(self.results_ports[earlier])}
         if module in self.users:
             own["AMQP_URL"] = as_user(self.environment["AMQP_URL"], self.users[module])
-        made = Process(module, self.logs, self.environment | own | environment, name=name)
+        own |= GUARDS.environment(module)
+        made = Process(module, self.logs, self.environment | own | environment, name=name, client=GUARDS.client())
         self.processes.append(made)
         return made
 
@@ -168,20 +174,45 @@ async def open_fleet(
         "EXCHANGE": queues.exchange,
         "TO_CONFIGURE_QUEUE": queues.to_configure_queue,
         "CONFIGURED_QUEUE": queues.configured_queue,
-        "DATABASE_URL": database_url,
         "SERVICE_A_GRACE_SECONDS": str(GRACE_SECONDS),
-    }
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
-        fleet = Fleet(logs, queues, own | environment, fake_a, client, await asyncpg.connect(database_url))
-        if users and "AMQP_URL" not in os.environ:
-            fleet.users = USERS
-            async with await aiormq.connect(queues.nodes[0]) as connection:
-                await declare(await connection.channel(), queues)
-        try:
-            yield fleet
-        finally:
-            await fleet.close()
-            fleet.sql.terminate()
+    } | environment
+    with GUARDS.database(environment.get("DATABASE_URL", database_url)) as guarded_url:
+        own["DATABASE_URL"] = guarded_url
+        async with new_client(limit=0) as client:
+            fleet = Fleet(logs, queues, own, fake_a, client, await asyncpg.connect(database_url))
+            if users and "AMQP_URL" not in os.environ:
+                fleet.users = USERS
+                async with await aiormq.connect(queues.nodes[0]) as connection:
+                    await declare(await connection.channel(), queues)
+            try:
+                yield fleet
+            finally:
+                await fleet.close()
+                fleet.sql.terminate()
+
+
+def new_client(tls: ssl.SSLContext | None = None, **options: Any) -> aiohttp.ClientSession:
+    """Make a client, as the run's guards want it; `options` of its connector."""
+    connector = aiohttp.TCPConnector(ssl=tls or GUARDS.client() or True, **options)
+    return aiohttp.ClientSession(connector=connector, headers=GUARDS.headers)
+
+
+def new_fake_a(delay: float = 0) -> FakeA:
+    """Make a service A, as the run's guards want it."""
+    return FakeA(delay, tls=GUARDS.server("service_a"))
+
+
+@pytest.fixture
+async def fake_a() -> AsyncIterator[FakeA]:
+    """A service A that answers at once until it is told otherwise."""
+    async with new_fake_a() as fake:
+        yield fake
+
+
+@pytest.fixture(scope="session")
+def broker_certificates() -> Certificates | None:
+    """What the run's broker shows its clients."""
+    return GUARDS.certificates
 
 
 @pytest.fixture
@@ -197,7 +228,8 @@ async def fleet(
 @pytest.fixture(scope="module")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """A broker that the module's tests stop, kill and start again; each leaves it running."""
-    with RabbitMQ(tmp_path_factory.mktemp("breakable"), definitions=users_for_tests()) as node:
+    folder = tmp_path_factory.mktemp("breakable")
+    with RabbitMQ(folder, definitions=users_for_tests(), tls=GUARDS.certificates) as node:
         yield node
 
 

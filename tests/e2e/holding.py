@@ -1,9 +1,10 @@
-"""Clients that never let go: `python -m tests.e2e.holding PORT COUNT`, so many of each kind, until it is killed.
+"""Clients that never let go: `python -m tests.e2e.holding PORT COUNT [CA]`, so many of each kind, until it is killed.
 
 A client whose connection ends comes again after a second.
 """
 
 import asyncio
+import ssl
 import sys
 from collections.abc import Awaitable, Callable
 
@@ -40,12 +41,16 @@ async def ask_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         await writer.drain()
 
 
-async def keep_on(port: int, hold: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
+async def keep_on(
+    port: int,
+    tls: ssl.SSLContext | None,
+    hold: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> None:
     """Hold one connection after the other."""
     while True:
         try:
             # With so small a limit, nearly nothing is read that is not asked for.
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1, ssl=tls)
             try:
                 await hold(reader, writer)
             finally:
@@ -58,7 +63,8 @@ async def keep_on(port: int, hold: Callable[[asyncio.StreamReader, asyncio.Strea
 async def main() -> None:
     """Hold on."""
     port, count = int(sys.argv[1]), int(sys.argv[2])
-    await asyncio.gather(*(keep_on(port, hold) for hold in (idle, halve, drip, ask_only) for _ in range(count)))
+    tls = ssl.create_default_context(cafile=sys.argv[3]) if sys.argv[3:] else None
+    await asyncio.gather(*(keep_on(port, tls, hold) for hold in (idle, halve, drip, ask_only) for _ in range(count)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tests.e2e.conftest import (
     Errors,
     Fleet,
     in_thread,
+    new_fake_a,
     open_fleet,
     raise_error,
     run_together,
@@ -123,7 +124,7 @@ def crashes(
         async with (
             new_database(postgres_url, template) as url,
             own_queues(amqp_url, heartbeat=1) as queues,
-            FakeA(delay=0.2) as fake,
+            new_fake_a(delay=0.2) as fake,
             open_fleet(
                 folder / f"{number}", queues, url, fake, users=True, DATABASE_URL=roles.service_url(url)
             ) as fleet,

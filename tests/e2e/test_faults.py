@@ -23,6 +23,7 @@ from tests.e2e.conftest import (
     Fleet,
     held,
     in_thread,
+    new_fake_a,
     open_fleet,
     raise_error,
     run_together,
@@ -310,7 +311,7 @@ def healed(amqp_url: str, postgres_url: str, template: str, tmp_path_factory: py
         async with (
             new_database(postgres_url, template) as url,
             own_queues(amqp_url, heartbeat=1) as queues,
-            FakeA() as fake,
+            new_fake_a() as fake,
             open_fleet(folder / name, queues, url, fake) as fleet,
         ):
             await HEALING[name](fleet)

@@ -23,6 +23,7 @@ from tests.e2e.conftest import (
     Fleet,
     held,
     in_thread,
+    new_fake_a,
     open_fleet,
     raise_error,
     run_together,
@@ -212,7 +213,7 @@ def errors(
         async with running, AsyncExitStack() as stack:
             database = await stack.enter_async_context(new_database(postgres_url, template))
             queues = await stack.enter_async_context(own_queues(url, heartbeat=HEARTBEAT_SECONDS))
-            fake = await stack.enter_async_context(FakeA())
+            fake = await stack.enter_async_context(new_fake_a())
             await play(await stack.enter_async_context(open_fleet(folder / name, queues, database, fake)))
 
     scenarios = {BROKER: partial(one, BROKER, partial(kill_the_broker, rabbitmq=rabbitmq), rabbitmq.url)}

@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 
 from tests.conftest import eventually
-from tests.e2e.conftest import BODY, PATH, Errors, in_thread, raise_error, run_together
+from tests.e2e.conftest import BODY, GUARDS, PATH, Errors, in_thread, new_client, raise_error, run_together
 from tests.system.migrate import migrate
 from tests.system.postgres import PostgreSQL
-from tests.system.processes import Process
+from tests.system.processes import Module, Process
 from tests.system.rabbitmq import RabbitMQ
 
 ORDERS = {
@@ -27,14 +27,25 @@ ORDERS = {
 
 async def start_in(order: tuple[str, ...], folder: Path) -> None:
     """Start everything in this order; each process lives from its start and is ready once it can be."""
-    rabbitmq = RabbitMQ(folder / "rabbitmq")
+    rabbitmq = RabbitMQ(folder / "rabbitmq", tls=GUARDS.certificates)
     postgres = PostgreSQL(folder / "postgres")
-    environment = {"AMQP_URL": rabbitmq.url, "DATABASE_URL": postgres.dsn()}
-    service_a = Process("service_a", folder, {"RESPONSE_DELAY_SECONDS": "0.1"})
-    web = Process("service_b", folder, environment)
-    results = Process("service_b.results", folder, environment)
-    others = {"SERVICE_A_URL": service_a.url, "RESULTS_URL": results.url}
-    configurator = Process("configurator", folder, environment | others)
+    with GUARDS.database(postgres.dsn()) as database_url:
+        await start_on(rabbitmq, postgres, database_url, order, folder)
+
+
+async def start_on(
+    rabbitmq: RabbitMQ, postgres: PostgreSQL, database_url: str, order: tuple[str, ...], folder: Path
+) -> None:
+    """Do it with these servers; the processes reach the database at this URL."""
+    environment = {"AMQP_URL": rabbitmq.url, "DATABASE_URL": database_url}
+
+    def process(module: Module, **own: str) -> Process:
+        return Process(module, folder, environment | GUARDS.environment(module) | own, client=GUARDS.client())
+
+    service_a = process("service_a", RESPONSE_DELAY_SECONDS="0.1")
+    web = process("service_b")
+    results = process("service_b.results")
+    configurator = process("configurator", SERVICE_A_URL=service_a.url, RESULTS_URL=results.url)
     processes = (web, results, configurator)
 
     def start_processes() -> None:
@@ -61,7 +72,7 @@ async def start_in(order: tuple[str, ...], folder: Path) -> None:
                 assert (storage and broker) or not await in_thread(results.is_ready)
                 assert broker or not await in_thread(configurator.is_ready)
         await asyncio.gather(*(in_thread(process.wait_until_ready) for process in processes))
-        async with aiohttp.ClientSession() as client:
+        async with new_client() as client:
             async with client.post(f"{web.url}{PATH}/ABC1234", json=BODY) as response:
                 assert response.status == 200
                 path = response.headers["Location"]
@@ -81,7 +92,7 @@ async def start_in(order: tuple[str, ...], folder: Path) -> None:
 async def is_alive(process: Process) -> bool:
     """Whether it serves, although what it needs is not there."""
     try:
-        async with aiohttp.request("GET", f"{process.url}/health/live") as response:
+        async with new_client() as client, client.get(f"{process.url}/health/live") as response:
             return response.status == 200
     except aiohttp.ClientError:
         return False

@@ -1,11 +1,13 @@
 """The four processes with the real stub of service A, as `make demo` and `make up` run them."""
 
 import asyncio
+import ssl
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import aiormq
@@ -13,7 +15,7 @@ import pytest
 
 from messaging.settings import BrokerSettings
 from tests.conftest import eventually, new_database, own_queues
-from tests.e2e.conftest import BODY, PATH, in_thread, samples
+from tests.e2e.conftest import BODY, GUARDS, PATH, in_thread, new_client, samples
 from tests.system.processes import Process
 from tests.system.system import Plan, System, running
 
@@ -77,17 +79,24 @@ def served(
             "TO_CONFIGURE_QUEUE": queues.to_configure_queue,
             "CONFIGURED_QUEUE": queues.configured_queue,
         }
+        stored = own | {"DATABASE_URL": stack.enter_context(GUARDS.database(url))}
         plan = Plan(
             amqp_url=amqp_url,
             database_url=url,
             service_a={"RESPONSE_DELAY_SECONDS": "0.2", "KNOWN_EQUIPMENT": f"{KNOWN},{FAILING}", "ERROR_RATE": "0.001"},
-            service_b=own | {"REUSE_PORT": "true"},
-            results=own,
-            configurator=own,
+            service_b=stored | {"REUSE_PORT": "true"} | GUARDS.secrets("service_b"),
+            results=stored | GUARDS.secrets("service_b.results"),
+            configurator=own | GUARDS.secrets("configurator"),
+            tls=GUARDS.certificates is not None,
         )
         with running(tmp_path_factory.mktemp("system"), plan) as system:
             yield Served(system, queues)
         runner.run(stack.aclose())
+
+
+def client_of(served: Served, **options: Any) -> aiohttp.ClientSession:
+    ca = served.processes.ca
+    return new_client(ssl.create_default_context(cafile=ca) if ca else None, **options)
 
 
 async def final(client: aiohttp.ClientSession, web: Process, serial: str) -> tuple[int, bytes]:
@@ -107,7 +116,7 @@ async def final(client: aiohttp.ClientSession, web: Process, serial: str) -> tup
 
 async def test_success_not_found_and_failure_reach_the_client(served: Served) -> None:
     web = served.processes.service_b
-    async with aiohttp.ClientSession() as client:
+    async with client_of(served) as client:
         answers = await asyncio.gather(*(final(client, web, serial) for serial in (KNOWN, UNKNOWN, FAILING)))
     assert answers == [
         (200, b'{"code":200,"message":"Completed"}'),
@@ -118,7 +127,7 @@ async def test_success_not_found_and_failure_reach_the_client(served: Served) ->
 
 async def test_each_process_tells_of_its_health(served: Served) -> None:
     system = served.processes
-    async with aiohttp.ClientSession() as client:
+    async with client_of(served) as client:
         for process in system.processes:
             async with client.get(f"{process.url}/health/live") as response:
                 assert response.status == 200
@@ -135,7 +144,7 @@ async def test_each_process_shows_its_metrics(served: Served) -> None:
     for queue in (queues.to_configure_queue, queues.configured_queue):
         await channel.basic_publish(b"garbage", routing_key=queue)
     await connection.close()
-    async with aiohttp.ClientSession() as client:
+    async with client_of(served) as client:
         await asyncio.gather(*(final(client, web, serial) for serial in (KNOWN, UNKNOWN, FAILING)))
 
         async def missing() -> list[str]:
@@ -167,11 +176,13 @@ async def test_each_process_shows_its_metrics(served: Served) -> None:
 
 async def test_web_processes_share_one_port(served: Served, tmp_path: Path) -> None:
     first = served.processes.service_b
-    second = Process("service_b", tmp_path, first.environment, name="second")
+    ca = served.processes.ca
+    tls = ssl.create_default_context(cafile=ca) if ca else None
+    second = Process("service_b", tmp_path, first.environment, name="second", client=tls)
     assert second.port == first.port
     await in_thread(second.start)
     accepted: defaultdict[float, float] = defaultdict(float)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client:
+    async with client_of(served, force_close=True) as client:
 
         async def both_accept() -> bool:
             """Each process has a start time of its own, and counts its own POSTs."""
