@@ -17,6 +17,7 @@ from tests.bench import (
     backlog,
     floor,
     growth,
+    guards,
     hour,
     idle,
     locked,
@@ -46,6 +47,7 @@ REPEATING = {
     "locked": locked.measure,
     "scrapers": scrapers.measure,
     "scale": scale.measure,
+    "guards": guards.measure,
     "paired": paired.measure,
 }
 """These repeat their figures by themselves."""

@@ -101,6 +101,18 @@ def plans_ratio(figures: Figures) -> float:
     return min(rates) / max(rates)
 
 
+def guard_ratios(kind: str, at_most: float) -> tuple[Ratio, ...]:
+    """What a task costs, by CPU time, with one of the guards on, as a multiple of that with none."""
+    return tuple(
+        Ratio(
+            f"{kind}, CPU a task / without, {way}",
+            lambda f, way=way: f[f"guards.{kind}.{way}.total"] / f[f"guards.none.{way}.total"],  # type: ignore[misc]
+            at_most=at_most,
+        )
+        for way in ("accept", "path")
+    )
+
+
 AIMS = (
     Ratio("accept, relay included / ideal", lambda f: f["accept.64.rate"] / ideal_accept_rate(f), at_least=0.75),
     Ratio("accept, p99 / median, 64 connections", lambda f: f["accept.64.p99"] / f["accept.64.p50"], at_most=3),
@@ -158,6 +170,7 @@ AIMS = (
         lambda f: f["scrapers.POST p50"] / f["scrapers.POST p50, none"],
         at_most=2,
     ),
+    *(aim for kind, most in (("tls", 1.25), ("tokens", 1.03), ("sealing", 1.05)) for aim in guard_ratios(kind, most)),
     Ratio("idle, share of one core", lambda f: f["idle.total"], at_most=0.01),
 )
 """Of each, the median of the rounds counts: machines differ from minute to minute, too."""

@@ -7,6 +7,7 @@ only its code and its end are looked for. `python -m tests.bench.load` reads a `
 import asyncio
 import json
 import math
+import ssl
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ class Load:
 
     Ends after `count` requests or after `warmup` + `seconds`; what is sent during the warm-up is not counted. With a
     `rate` (requests a second) requests begin by the clock, otherwise each connection sends as soon as it is answered.
+    `ca_file` speaks TLS with whom these certificates vouch for.
     """
 
     port: int
@@ -41,6 +43,8 @@ class Load:
     rate: float = 0.0
     prefix: str = "BENCH"
     device: str = ""
+    token: str = ""
+    ca_file: str = ""
     paths: list[str] = field(default_factory=list)
 
 
@@ -170,8 +174,11 @@ class Run:
         """Run it."""
         load, loop = self._load, asyncio.get_running_loop()
         connections = []
+        tls = ssl.create_default_context(cafile=load.ca_file) if load.ca_file else None
         for _ in range(load.connections):
-            _, connection = await loop.create_connection(lambda: Connection(self._on_answer), "127.0.0.1", load.port)
+            _, connection = await loop.create_connection(
+                lambda: Connection(self._on_answer), "127.0.0.1", load.port, ssl=tls
+            )
             connections.append(connection)
         began, started = time.time() + load.warmup, time.perf_counter()
         self._count_from = started + load.warmup
@@ -249,6 +256,8 @@ def requests(load: Load) -> Iterator[bytes]:
     if load.paths:
         yield from cycle([f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode() for path in load.paths])
     head = b"POST /api/v1/equipment/cpe/%s HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    if load.token:
+        head += b"Authorization: Bearer %s\r\n" % load.token.encode()
     tail = b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
     for number in range(MOST_REQUESTS):
         serial = load.device.encode() or b"%s%08d" % (load.prefix.encode(), number)

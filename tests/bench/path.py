@@ -42,7 +42,8 @@ def send_through(room: Room, processes: list[Process], count: int, prefix: str) 
     until = time.monotonic() + 300
     wanted = finished(processes) + count
     meter = Meter(room.servers | pids(processes))
-    result = generate(Load(web.port, 64, count=count, prefix=prefix))
+    guards = room.guards
+    result = generate(Load(web.port, 64, count=count, prefix=prefix, token=guards.token, ca_file=guards.ca_file))
     while finished(processes) < wanted:
         if time.monotonic() > until:
             raise TimeoutError("the tasks do not end")

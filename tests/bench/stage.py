@@ -4,9 +4,10 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 import aiormq
@@ -18,6 +19,7 @@ from yarl import URL
 from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
 from service_b.tasks.endings import MOVE
+from tests.guards import Guards
 from tests.queues import count_ready
 from tests.system.migrate import migrate
 from tests.system.postgres import PostgreSQL
@@ -97,6 +99,7 @@ class Room:
         self.amqp_url = stage.rabbitmq.url
         self.database_url = str(URL(stage.postgres.dsn("postgres")).with_path(f"/{name}"))
         self.servers = stage.servers
+        self.guards = Guards()
         self.queues = (f"{name}_to_configure", f"{name}_configured")
         self.environment = {
             "DATABASE_URL": self.database_url,
@@ -109,7 +112,9 @@ class Room:
     def start(self, module: Module, number: int = 1, **own: str) -> Process:
         """Start a process, and end it with the room."""
         connections = {} if module == "service_a" else self.environment
-        process = Process(module, self.folder / "logs", connections | own, name=f"{self.name}.{module}.{number}")
+        own = self.guards.environment(module) | own
+        name, client = f"{self.name}.{module}.{number}", self.guards.client()
+        process = Process(module, self.folder / "logs", connections | own, name=name, client=client)
         self._stack.callback(process.close)
         process.start()
         return process
@@ -201,6 +206,12 @@ class Stage:
         assert self.postgres._process
         assert self.rabbitmq._process
         return {"postgresql": self.postgres._process.pid, "rabbitmq": self.rabbitmq._process.pid}
+
+    def with_broker(self, node: RabbitMQ) -> Self:
+        """Make a stage with this broker, and all else as here."""
+        other = copy(self)
+        other.rabbitmq = node
+        return other
 
     @contextmanager
     def room(self, name: str) -> Iterator[Room]:
