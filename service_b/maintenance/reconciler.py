@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from uuid import uuid4
 
 import asyncpg
@@ -21,6 +22,9 @@ BATCH = 1000
 IDLE_SHARE = 4
 """It rests so many times as long as a round took. Under an old snapshot a round reads all that has changed since."""
 
+MEND_SECONDS = 30.0
+"""Longer than any statement of ours takes: what began before a jump was corrected may be committed afterwards."""
+
 
 class Reconciler:
     """Ends tasks that nobody else ends, repeats dispatches that nobody began, promotes stranded tasks.
@@ -36,6 +40,9 @@ class Reconciler:
         self._id = uuid4()
         self._round_at = clock.now()
         self._rest_until = 0.0
+        # How far the clock has jumped, and until when to mend what that has misdated.
+        self._jump = timedelta()
+        self._mend_until = 0.0
         self._stranded_after = ""
         self.leading = False
         """Whether it is this process's turn."""
@@ -77,9 +84,11 @@ class Reconciler:
         self._turn(leads=await leadership.lead(connection, self._id))
         now = self._internal.now()
         if now and jump and self.leading and await task_clock.correct(connection, jump):
-            await mending.mend(connection, now, jump.by)
+            self._jump, self._mend_until = jump.by, clock.now() + MEND_SECONDS
             metrics.CLOCK_JUMPS.inc()
             log.error("reconciler.clock_jumped", seconds=jump.by.total_seconds())
+        if now and self.leading and clock.now() < self._mend_until:
+            await mending.mend(connection, now, self._jump)
 
     def _turn(self, *, leads: bool) -> None:
         if leads != self.leading:

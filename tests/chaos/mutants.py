@@ -265,7 +265,7 @@ MUTANTS = (
     Mutant(
         "what a jump misdated is not mended",
         "service_b/maintenance/reconciler.py",
-        [("            await mending.mend(connection, now, jump.by)\n", "")],
+        [("            await mending.mend(connection, now, self._jump)\n", "")],
         CLOCKS,
         frozenset({"lost"}),
     ),

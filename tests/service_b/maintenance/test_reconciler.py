@@ -168,6 +168,24 @@ async def test_who_leads_corrects_a_jump_of_the_databases_clock(
         assert metric("clock_jumps_total") == jumps + 1
 
 
+async def test_what_is_committed_after_a_jump_was_corrected_is_mended_too(
+    pool: asyncpg.Pool, sql: asyncpg.Connection
+) -> None:
+    [id_] = await accept(pool, A)
+    jumps = metric("clock_jumps_total")
+    async with reconciling(pool) as (reconciler, _):
+        await eventually(rounds_of(reconciler))
+        await sql.execute("UPDATE task_clock SET correction = interval '1 hour'")
+        await eventually(lambda: metric("clock_jumps_total") == jumps + 1)
+        # As an outcome does that was written while the clock was ahead.
+        await sql.execute("UPDATE task SET due_at = due_at + interval '1 hour'")
+
+        async def is_due() -> bool:
+            return bool((await row(sql, id_))["due_in"] < 60)
+
+        await eventually(is_due)
+
+
 async def test_a_slow_round_is_followed_by_a_long_rest(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As while an old snapshot lives."""
     real, ahead = clock.now, 0.0
