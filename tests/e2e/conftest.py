@@ -89,8 +89,8 @@ class Fleet:
             own = {"HEALTH_PORT": str(self.results_ports[earlier])}
         if module in self.users:
             own["AMQP_URL"] = as_user(self.environment["AMQP_URL"], self.users[module])
-        own |= GUARDS.environment(module)
-        made = Process(module, self.logs, self.environment | own | environment, name=name, client=GUARDS.client())
+        variables = GUARDS.environment(module) | self.environment | own | environment
+        made = Process(module, self.logs, variables, name=name, client=GUARDS.client())
         self.processes.append(made)
         return made
 

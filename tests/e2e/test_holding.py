@@ -28,7 +28,7 @@ async def test_who_holds_on_keeps_nobody_out(
     async with open_fleet(tmp_path, broker, database_url, fake_a, DATABASE_URL=service_url) as fleet:
         web = fleet.process("service_b", **watched)
         await in_thread(lambda: web.start(wait=False, descriptors=DESCRIPTORS))
-        watch_url = f"http://127.0.0.1:{watched.get('HEALTH_PORT', web.port)}"
+        watch_url = f"http://127.0.0.1:{watched['HEALTH_PORT']}" if apart else web.url
 
         async def open_connections() -> float:
             try:
