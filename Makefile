@@ -4,9 +4,9 @@ SHELL := /bin/sh
 python := .venv/bin/python
 bootstrap := tests/system/bootstrap.sh
 locks := requirements.txt tests/system/requirements.txt tests/requirements.txt .ci/audit/requirements.txt
-# Several tests at a time, on servers of each worker's own: they wait more than they work. A file's tests stay together; the
+# Three tests at a time, on servers of each worker's own: they wait more than they work. A file's tests stay together; the
 # long ones come first. After a worker that has died there is no other, so that a test that hangs ends the run.
-workers := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+workers := -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 export COVERAGE_FILE := $(CURDIR)/.local/coverage/data
 # The libraries are compiled once, not by each of two hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
@@ -20,18 +20,15 @@ demo: system-venv rabbitmq ## Show the whole system at work, from nothing: a sam
 	@$(python) -m tests.system demo
 
 .PHONY: test
-test: lint rabbitmq ## Run lint, types and every test on real servers, the end-to-end ones also with TLS, tokens and sealing
+test: lint rabbitmq ## Run lint, types and every test on real servers, with coverage
 	$(python) -m coverage erase
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target first-pass $(if $(PYTEST_ARGS),,second-pass)
+	$(python) -m coverage run -m pytest $(workers) $(PYTEST_ARGS)
 	$(python) -m coverage combine --quiet
 	$(python) -m coverage report
 
-# At the same time: both wait more than they work.
-.PHONY: first-pass second-pass
-first-pass:
-	$(python) -m coverage run -m pytest -n 3 $(workers) $(PYTEST_ARGS)
-second-pass:
-	GUARDED=1 $(python) -m coverage run -m pytest -n 2 $(workers) tests/e2e
+.PHONY: test-guarded
+test-guarded: test-venv rabbitmq ## Run the end-to-end tests once more, with TLS, tokens and sealing on
+	GUARDED=1 $(python) -m pytest $(workers) tests/e2e $(PYTEST_ARGS)
 
 .PHONY: chaos
 chaos: test-venv rabbitmq libfaketime ## Torture the system for half an hour, and judge its history (CHAOS_ARGS: see --help)

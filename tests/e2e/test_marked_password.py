@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from messaging.settings import BrokerSettings
 from tests.conftest import eventually
-from tests.e2e.conftest import PATH, Fleet, in_thread, open_fleet
+from tests.e2e.conftest import PATH, Fleet, in_thread, new_fake_a, open_fleet
 from tests.fake_a import FakeA, answer, reset
 from tests.queues import count_ready, declare
 from tests.seals import make_keys
@@ -162,7 +162,7 @@ async def run(folder: Path, postgres: PostgreSQL, node: RabbitMQ, traces: Traces
         keys = make_keys(folder / "keys")
         web, configurator = {"SEAL_PUBLIC_KEY_FILE": str(keys.public)}, {"SEAL_KEY_FILE": str(keys.private)}
     async with AsyncExitStack() as stack:
-        fake_a = await stack.enter_async_context(FakeA())
+        fake_a = await stack.enter_async_context(new_fake_a())
         script(fake_a, traces.mark)
         queues = BrokerSettings(
             amqp_url=SecretStr(node.url),
