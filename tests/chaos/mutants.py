@@ -187,8 +187,8 @@ MUTANTS = (
     ),
     Mutant(
         "a call without a lease, of a former version",
-        "messaging/messages.py",
-        [("    v: Literal[1, 2] = 2", "    v: Literal[1, 2] = 1")],
+        "service_b/relay.py",
+        [("v=3 if is_sealed(dispatch.parameters) else 2", "v=1")],
         FORMER,
         frozenset({"without a lease"}),
     ),
@@ -244,7 +244,7 @@ MUTANTS = (
     Mutant(
         "a claim believes a clock that has jumped",
         "service_b/relay.py",
-        [("latest=self._internal.at_most()", "latest=None")],
+        [("latest = self._internal.at_most()", "latest = None")],
         AHEAD,
         frozenset({"overlapping"}),
     ),
@@ -265,7 +265,7 @@ MUTANTS = (
     Mutant(
         "what a jump misdated is not mended",
         "service_b/maintenance/reconciler.py",
-        [("            await mending.mend(connection, now, self._jump)\n", "")],
+        [("            await mending.mend(connection, now, self._jump)\n", "            pass\n")],
         CLOCKS,
         frozenset({"lost"}),
     ),
