@@ -1,4 +1,7 @@
-"""Mending what was written while the database's clock had jumped ahead, and was not corrected yet."""
+"""Mending what was written while the database's clock had jumped ahead, and was not corrected yet.
+
+It is done again for a while: what was written then may be committed later, or somebody may hold its row.
+"""
 
 from datetime import datetime, timedelta
 
