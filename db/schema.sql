@@ -34,11 +34,21 @@ CREATE TABLE public.finished (
     reason text,
     parameters json,
     submitted_by text COLLATE pg_catalog."C",
+    external_id text COLLATE pg_catalog."C",
+    retry_of uuid,
+    sealed_for uuid,
+    not_before timestamp with time zone,
+    deadline_at timestamp with time zone,
+    begun_at timestamp with time zone,
+    ended_by text,
+    cancel_requested boolean DEFAULT false NOT NULL,
+    history jsonb,
     CONSTRAINT finished_code CHECK (
 CASE status
     WHEN 'success'::text THEN (code = 200)
     ELSE (code = ANY (ARRAY[404, 500]))
 END),
+    CONSTRAINT finished_ended_by CHECK (((ended_by IS NULL) OR ((ended_by = ANY (ARRAY['cancel'::text, 'deadline'::text])) AND (code = 500)))),
     CONSTRAINT finished_status CHECK ((status = ANY (ARRAY['success'::text, 'error'::text])))
 )
 PARTITION BY RANGE (id);
@@ -63,11 +73,21 @@ CREATE TABLE public.finished_default (
     reason text,
     parameters json,
     submitted_by text COLLATE pg_catalog."C",
+    external_id text COLLATE pg_catalog."C",
+    retry_of uuid,
+    sealed_for uuid,
+    not_before timestamp with time zone,
+    deadline_at timestamp with time zone,
+    begun_at timestamp with time zone,
+    ended_by text,
+    cancel_requested boolean DEFAULT false CONSTRAINT finished_cancel_requested_not_null NOT NULL,
+    history jsonb,
     CONSTRAINT finished_code CHECK (
 CASE status
     WHEN 'success'::text THEN (code = 200)
     ELSE (code = ANY (ARRAY[404, 500]))
 END),
+    CONSTRAINT finished_ended_by CHECK (((ended_by IS NULL) OR ((ended_by = ANY (ARRAY['cancel'::text, 'deadline'::text])) AND (code = 500)))),
     CONSTRAINT finished_status CHECK ((status = ANY (ARRAY['success'::text, 'error'::text])))
 );
 
@@ -237,6 +257,14 @@ CREATE TABLE public.task (
     chances smallint,
     losts smallint DEFAULT 0 NOT NULL,
     submitted_by text COLLATE pg_catalog."C",
+    external_id text COLLATE pg_catalog."C",
+    retry_of uuid,
+    sealed_for uuid,
+    not_before timestamp with time zone,
+    start_at timestamp with time zone,
+    bulk boolean DEFAULT false NOT NULL,
+    cancel_requested boolean DEFAULT false NOT NULL,
+    history jsonb,
     CONSTRAINT task_active_is_due_or_dispatched CHECK (((NOT active) OR (due_at IS NOT NULL) OR (attempt > 0))),
     CONSTRAINT task_attempt CHECK (((attempt >= 0) AND ((attempt = 0) = (dispatched_at IS NULL)))),
     CONSTRAINT task_begun CHECK (((begun_at IS NULL) OR (active AND (due_at IS NULL) AND (lease IS NOT NULL)))),
@@ -244,9 +272,11 @@ CREATE TABLE public.task (
     CONSTRAINT task_chances CHECK (((chances IS NULL) OR ((chances >= 0) AND (due_at IS NOT NULL)))),
     CONSTRAINT task_due_is_active CHECK (((due_at IS NULL) OR active)),
     CONSTRAINT task_equipment_id CHECK ((equipment_id ~ '^[a-zA-Z0-9]{6,128}$'::text)),
+    CONSTRAINT task_external_id CHECK (((length(external_id) >= 1) AND (length(external_id) <= 128))),
     CONSTRAINT task_keep_parameters CHECK ((keep_parameters = ANY (ARRAY['failed'::text, 'all'::text, 'none'::text]))),
     CONSTRAINT task_lease CHECK (((lease IS NULL) OR (attempt > 0))),
     CONSTRAINT task_losts CHECK (((losts >= 0) AND (losts <= attempt))),
+    CONSTRAINT task_start CHECK (((start_at IS NULL) OR (NOT active))),
     CONSTRAINT task_times CHECK (((time_limit_seconds >= (timeout_seconds)::double precision) AND (timeout_seconds > 0))),
     CONSTRAINT task_unknowns CHECK (((unknowns >= 0) AND (unknowns <= attempt))),
     CONSTRAINT task_waiting_is_untried CHECK ((active OR (attempt = 0)))
@@ -404,6 +434,13 @@ CREATE INDEX task_overdue ON public.task USING btree (overdue_at) WHERE (begun_a
 
 
 --
+-- Name: task_start; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX task_start ON public.task USING btree (start_at) WHERE (start_at IS NOT NULL);
+
+
+--
 -- Name: task_submitted_by; Type: INDEX; Schema: public; Owner: -
 --
 
@@ -414,7 +451,7 @@ CREATE INDEX task_submitted_by ON public.task USING btree (submitted_by, due_at)
 -- Name: task_waiting; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX task_waiting ON public.task USING btree (equipment_id, seq) WHERE (NOT active);
+CREATE INDEX task_waiting ON public.task USING btree (equipment_id, seq) WHERE ((NOT active) AND (start_at IS NULL));
 
 
 --
@@ -441,4 +478,5 @@ INSERT INTO public.schema_migrations (version) VALUES
     ('20261125110000'),
     ('20261125120000'),
     ('20261125130000'),
-    ('20261126100000');
+    ('20261126100000'),
+    ('20261126120000');

@@ -17,7 +17,7 @@ from service_b.settings import Settings
 from service_b.storage import Storage
 from service_b.tasks import inserts
 from service_b.tasks.clock import Clock
-from service_b.tasks.inserts import NewTask
+from service_b.tasks.inserts import NewTask, Wishes
 
 Whose = Literal["device", "token"]
 
@@ -47,7 +47,12 @@ class Submission:
         self._inserts: Storage[NewTask, Whose | None] = Storage("insert", self._insert, _size)
 
     async def submit(
-        self, equipment_id: str, timeout_seconds: int, parameters: str, submitted_by: str | None = None
+        self,
+        equipment_id: str,
+        timeout_seconds: int,
+        parameters: str,
+        submitted_by: str | None = None,
+        wishes: Wishes | None = None,
     ) -> UUID:
         """Store a task and return its id once it is committed.
 
@@ -58,7 +63,7 @@ class Submission:
         task_id = UUID(uuid7().bytes)
         if self._sealer:
             parameters = self._sealer.seal(parameters, task_id, equipment_id)
-        task = NewTask(task_id, equipment_id, timeout_seconds, parameters, submitted_by)
+        task = NewTask(task_id, equipment_id, timeout_seconds, parameters, submitted_by, wishes)
         if full := await self._inserts.ask(task, task_id):
             metrics.TOO_MANY.labels(full).inc()
             raise FullError(full)

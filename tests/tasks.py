@@ -193,7 +193,9 @@ async def end_by_hand(sql: Queries, condition: str, *arguments: object, code: in
     """What an operator's own SQL may do: end the tasks that meet a condition, and promote nothing."""
     await sql.execute(
         f"""
-        WITH ending AS MATERIALIZED (SELECT id, {code} AS code, 'by hand' AS reason FROM task WHERE {condition}), {MOVE}
+        WITH ending AS MATERIALIZED (
+            SELECT id, {code} AS code, 'by hand' AS reason, NULL AS ended_by FROM task WHERE {condition}
+        ), {MOVE}
         SELECT FROM ended
         """,
         *arguments,

@@ -6,19 +6,21 @@ gone AS (
     WHERE task.id = ending.id
       -- Says the same once more: so the table is never read but by its key, whatever the statistics say.
       AND task.id = ANY(ARRAY(SELECT id FROM ending))
-    RETURNING task.*, ending.code, ending.reason AS last_reason
+    RETURNING task.*, ending.code, ending.reason AS last_reason, ending.ended_by
 ), ended AS (
     INSERT INTO finished (id, seq, created_at, finished_at, timeout_seconds, attempt, code, status, equipment_id,
-                          reason, parameters, submitted_by)
+                          reason, parameters, submitted_by, external_id, retry_of, sealed_for, not_before, deadline_at,
+                          begun_at, ended_by, cancel_requested, history)
     SELECT id, seq, created_at, now(), timeout_seconds, attempt, code,
            CASE code WHEN 200 THEN 'success' ELSE 'error' END, equipment_id, last_reason,
            CASE WHEN keep_parameters = 'all' OR keep_parameters = 'failed' AND code <> 200 THEN parameters END,
-           submitted_by
+           submitted_by, external_id, retry_of, sealed_for, not_before, deadline_at, begun_at, ended_by,
+           cancel_requested, history
     FROM gone
     RETURNING id, attempt, equipment_id, created_at
 )
 """
-"""Two parts of a statement's WITH, after one called `ending` (id, code, reason) whose rows of `task` are locked.
+"""Two parts of a statement's WITH, after one called `ending` (id, code, reason, ended_by), its rows of `task` locked.
 
 Who sends such a statement promotes the next tasks of the devices in `ended`, within its transaction and after it.
 """

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from service_b.database import Queries
@@ -13,16 +14,23 @@ from service_b.tasks.states import NOW, WAITING
 ACCEPTED = f"coalesce($8::timestamptz, {NOW})"
 DUE_AT_ONCE = f"least({NOW}, $8::timestamptz + interval '1 s')"
 
+DEADLINE = f"coalesce(not_after + (SELECT correction FROM task_clock), {ACCEPTED} + $6::interval)"
+WISHES = "submitted_by, external_id, retry_of, sealed_for, not_before, bulk"
+WISHED = "submitted_by, external_id, retry_of, sealed_for, not_before, coalesce(bulk, false)"
+
 INSERT = f"""
 WITH new AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $9::text[])
-    WITH ORDINALITY AS new (id, equipment_id, timeout_seconds, parameters, submitted_by, position)
+    SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $9::text[],
+                         -- Empty where nobody asks for more than the least: then these are null.
+                         $11::text[], $12::uuid[], $13::uuid[], $14::timestamptz[], $15::timestamptz[], $16::boolean[])
+    WITH ORDINALITY AS new (id, equipment_id, timeout_seconds, parameters, submitted_by,
+                            external_id, retry_of, sealed_for, not_before, not_after, bulk, position)
 ), first AS (
     -- Due at once: the first of its device, where nothing unfinished is in front of it.
     INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
-                      submitted_by, active, due_at)
+                      {WISHES}, active, due_at)
     SELECT DISTINCT ON (equipment_id COLLATE "C") id, equipment_id, timeout_seconds, parameters::json,
-           timeout_seconds + $5, {ACCEPTED} + $6::interval, $7, submitted_by, true, {DUE_AT_ONCE}
+           timeout_seconds + $5, {DEADLINE}, $7, {WISHED}, true, {DUE_AT_ONCE}
     FROM new
     -- Scalar, so that each is looked up by its key, whatever the statistics say.
     WHERE (SELECT true FROM task WHERE task.equipment_id = new.equipment_id AND active LIMIT 1) IS NULL
@@ -44,15 +52,29 @@ WITH new AS MATERIALIZED (
     FROM (SELECT DISTINCT equipment_id FROM others) AS device
 ), waiting AS (
     INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
-                      submitted_by, active)
+                      {WISHES}, active)
     SELECT id, equipment_id, timeout_seconds, parameters::json,
-           timeout_seconds + $5, {ACCEPTED} + $6::interval, $7, submitted_by, false
+           timeout_seconds + $5, {DEADLINE}, $7, {WISHED}, false
     -- As many as may wait behind the active one.
     FROM others JOIN crowd USING (equipment_id) WHERE waiting + place < $10 ORDER BY position
     RETURNING id
 )
 SELECT position, waiting.id IS NULL AS refused FROM others LEFT JOIN waiting USING (id)
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a client may ask for beside the least. Times are the plain clock's."""
+
+    external_id: str | None = None
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+    # The task that this one tries again, and what its parameters are sealed for where that is not itself.
+    retry_of: UUID | None = None
+    sealed_for: UUID | None = None
+    # It came with many others: single ones go first.
+    bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +86,7 @@ class NewTask:
     timeout_seconds: int
     parameters: str = field(repr=False)
     submitted_by: str | None = None
+    wishes: Wishes | None = None
 
 
 async def insert(
@@ -99,7 +122,23 @@ async def insert(
         now,
         [task.submitted_by for task in tasks],
         max_per_device,
+        *_columns(tasks),
     )
     others = [(tasks[row["position"] - 1], row["refused"]) for row in rows]
     await promotion.promote(connection, [task.equipment_id for task, refused in others if not refused])
     return {task.id for task, refused in others if refused}
+
+
+def _columns(tasks: Sequence[NewTask]) -> list[list[Any]]:
+    """Return the wishes by column; empty columns where there are none, which cost nothing."""
+    if not any(task.wishes for task in tasks):
+        return [[] for _ in range(6)]
+    wishes = [task.wishes or Wishes() for task in tasks]
+    return [
+        [wish.external_id for wish in wishes],
+        [wish.retry_of for wish in wishes],
+        [wish.sealed_for for wish in wishes],
+        [wish.not_before for wish in wishes],
+        [wish.not_after for wish in wishes],
+        [wish.bulk for wish in wishes],
+    ]

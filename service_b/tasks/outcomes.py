@@ -48,7 +48,7 @@ WITH change AS MATERIALIZED (
       AND task.id = ANY(ARRAY(SELECT id FROM locked))
     RETURNING task.id, task.created_at, task.due_at <= {NOW} AS due
 ), ending AS (
-    SELECT id, code, reason FROM locked WHERE counts AND code IS NOT NULL
+    SELECT id, code, reason, NULL AS ended_by FROM locked WHERE counts AND code IS NOT NULL
 ), {MOVE}, done AS (
     SELECT id, created_at, due, NULL AS freed FROM again
     UNION ALL

@@ -10,8 +10,11 @@ compared with. See `clock`.
 What people are told (`created_at`, `finished_at`) is the database's plain clock.
 """
 
-WAITING = "NOT active"
+WAITING = "(NOT active AND start_at IS NULL)"
 """Another task of its device comes first."""
+
+SCHEDULED = "start_at IS NOT NULL"
+"""It takes its place in the line of its device at `start_at`."""
 
 DUE = "due_at IS NOT NULL"
 """Its next attempt may be dispatched at `due_at`, which may lie in the future."""

@@ -164,8 +164,9 @@ class Room:
         """End the tasks that meet a condition, as service A's 200 would."""
         self.sql(
             f"""
-            WITH ending AS MATERIALIZED (SELECT id, 200 AS code, '200 success' AS reason FROM task WHERE {condition}),
-            {MOVE} SELECT FROM ended
+            WITH ending AS MATERIALIZED (
+                SELECT id, 200 AS code, '200 success' AS reason, NULL AS ended_by FROM task WHERE {condition}
+            ), {MOVE} SELECT FROM ended
             """,
             *arguments,
         )

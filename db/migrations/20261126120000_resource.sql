@@ -1,0 +1,56 @@
+-- squawk-ignore-file require-concurrent-index-creation, require-concurrent-index-deletion, constraint-missing-not-valid
+-- A partition's index is made while nobody writes into it: see the CHANGELOG for what that takes.
+
+-- migrate:up
+SET LOCAL lock_timeout = '10s';
+
+ALTER TABLE task
+    -- The client's own name for it, and what it is a retry of.
+    ADD COLUMN external_id text COLLATE "C",
+    ADD COLUMN retry_of uuid,
+    -- What its parameters are sealed for, where that is another task: a retry hands them on as they are.
+    ADD COLUMN sealed_for uuid,
+    -- What the client asked for, in the plain clock's time.
+    ADD COLUMN not_before timestamptz,
+    -- When it takes its place in the line of its device, in internal time; null as soon as it has.
+    ADD COLUMN start_at timestamptz,
+    -- It came with many others: single ones go first.
+    ADD COLUMN bulk boolean NOT NULL DEFAULT false,
+    -- It is not tried again: its deadline is the moment when that was asked for.
+    ADD COLUMN cancel_requested boolean NOT NULL DEFAULT false,
+    -- What differs from the straight way: a list of events.
+    ADD COLUMN history jsonb,
+    ADD CONSTRAINT task_external_id CHECK (length(external_id) BETWEEN 1 AND 128),
+    ADD CONSTRAINT task_start CHECK (start_at IS NULL OR NOT active);
+
+ALTER TABLE finished
+    ADD COLUMN external_id text COLLATE "C",
+    ADD COLUMN retry_of uuid,
+    ADD COLUMN sealed_for uuid,
+    ADD COLUMN not_before timestamptz,
+    ADD COLUMN deadline_at timestamptz,
+    -- When its last call began.
+    ADD COLUMN begun_at timestamptz,
+    -- What ended it, if that was no outcome.
+    ADD COLUMN ended_by text,
+    ADD COLUMN cancel_requested boolean NOT NULL DEFAULT false,
+    ADD COLUMN history jsonb,
+    ADD CONSTRAINT finished_ended_by CHECK (ended_by IS NULL OR ended_by IN ('cancel', 'deadline') AND code = 500);
+
+DROP INDEX task_waiting;
+CREATE INDEX task_waiting ON task (equipment_id, seq) WHERE NOT active AND start_at IS NULL;
+CREATE INDEX task_start ON task (start_at) WHERE start_at IS NOT NULL;
+
+-- migrate:down
+SET LOCAL lock_timeout = '10s';
+
+-- What has not taken its place yet takes it now.
+DROP INDEX task_start, task_waiting;
+CREATE INDEX task_waiting ON task (equipment_id, seq) WHERE NOT active;
+ALTER TABLE finished
+    DROP COLUMN external_id, DROP COLUMN retry_of, DROP COLUMN sealed_for, DROP COLUMN not_before,
+    DROP COLUMN deadline_at, DROP COLUMN begun_at, DROP COLUMN ended_by, DROP COLUMN cancel_requested,
+    DROP COLUMN history;
+ALTER TABLE task
+    DROP COLUMN external_id, DROP COLUMN retry_of, DROP COLUMN sealed_for, DROP COLUMN not_before,
+    DROP COLUMN start_at, DROP COLUMN bulk, DROP COLUMN cancel_requested, DROP COLUMN history;
