@@ -32,7 +32,7 @@ BEGIN
     -- What an administrator's migrations have made before there were roles.
     FOR object IN
         SELECT oid::regclass AS name FROM pg_class
-        WHERE relnamespace = here::regnamespace AND relkind IN ('r', 'p') AND relowner <> migrator::regrole
+        WHERE relnamespace = here::regnamespace AND relkind IN ('r', 'p') AND relowner <> quote_ident(migrator)::regrole
           AND (relname ~ '^finished_(default|\d{8})$'
                OR relname IN ('schema_migrations', 'task', 'finished', 'service_a', 'task_clock', 'maintenance'))
     LOOP
@@ -40,13 +40,13 @@ BEGIN
     END LOOP;
     FOR object IN
         SELECT oid::regclass AS name FROM pg_class
-        WHERE relnamespace = here::regnamespace AND relname = 'task_begun' AND relowner <> migrator::regrole
+        WHERE relnamespace = here::regnamespace AND relname = 'task_begun' AND relowner <> quote_ident(migrator)::regrole
     LOOP
         EXECUTE format('ALTER SEQUENCE %s OWNER TO %I', object.name, migrator);
     END LOOP;
     FOR object IN
         SELECT oid::regprocedure AS name FROM pg_proc
-        WHERE pronamespace = here::regnamespace AND proowner <> migrator::regrole
+        WHERE pronamespace = here::regnamespace AND proowner <> quote_ident(migrator)::regrole
           AND proname ~ '^finished_(first_id|make_partition|make_next|drop_oldest|delete_strays)$'
     LOOP
         EXECUTE format('ALTER FUNCTION %s OWNER TO %I', object.name, migrator);

@@ -89,10 +89,11 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def roles(postgres_url: str) -> Iterator[Roles]:
     """The roles of this run's databases, with no more rights than in production: the server may be somebody's own."""
-    made = Roles(f"migrator_{uuid4().hex}", f"service_{uuid4().hex}")
+    # Names that need quoting wherever they stand in SQL.
+    made = Roles(f"Migrator-{uuid4().hex}", f"Service-{uuid4().hex}")
     yield made
     for name in (made.service, made.migrator):
-        asyncio.run(_execute(postgres_url, f"DROP ROLE IF EXISTS {name}"))
+        asyncio.run(_execute(postgres_url, f'DROP ROLE IF EXISTS "{name}"'))
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,7 @@ async def test_it_may_do_its_work_and_nothing_else(service: asyncpg.Connection, 
 @pytest.mark.parametrize("statement", REFUSED)
 async def test_it_is_refused(service: asyncpg.Connection, roles: Roles, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await service.execute(statement.format(service=roles.service, migrator=roles.migrator))
+        await service.execute(statement.format(service=f'"{roles.service}"', migrator=f'"{roles.migrator}"'))
 
 
 async def test_nobody_else_comes_in(prepared: str, postgres_url: str) -> None:
@@ -118,7 +118,8 @@ async def test_who_migrates_owns_the_tables_and_nothing_beyond(prepared: str, ro
     url = URL(prepared).with_user(roles.migrator).with_password(roles.migrator_password)
     connection = await asyncpg.connect(str(url))
     strangers = await connection.fetch(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relowner <> current_user::regrole"
+        "SELECT relname FROM pg_class"
+        " WHERE relnamespace = 'public'::regnamespace AND pg_get_userbyid(relowner) <> current_user"
     )
     assert strangers == []
     for statement in ("CREATE ROLE mine", "CREATE DATABASE mine", "COPY task FROM PROGRAM 'true'"):
@@ -138,8 +139,8 @@ async def test_what_an_administrator_has_migrated_is_handed_over(postgres_url: s
     assert {row["name"]: set(row["privileges"]) for row in rows} == OURS
     owners = await connection.fetch(
         """
-        SELECT DISTINCT relowner::regrole::text AS name FROM pg_class WHERE relnamespace = 'public'::regnamespace
-        UNION SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+        SELECT DISTINCT pg_get_userbyid(relowner) AS name FROM pg_class WHERE relnamespace = 'public'::regnamespace
+        UNION SELECT pg_get_userbyid(proowner) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
         """
     )
     assert [owner["name"] for owner in owners] == [roles.migrator]

@@ -193,7 +193,7 @@ async def test_who_was_not_told_so_may_not_drop_anything(
     service_url: str, sql: asyncpg.Connection, roles: Roles
 ) -> None:
     functions = "finished_make_next, finished_drop_oldest, finished_delete_strays"
-    await sql.execute(f"REVOKE EXECUTE ON FUNCTION {functions} FROM {roles.service}")
+    await sql.execute(f'REVOKE EXECUTE ON FUNCTION {functions} FROM "{roles.service}"')
     async with pool_of(service_url) as pool:
         for question in (
             partitions.make_next(pool),
