@@ -140,7 +140,8 @@ def _transitions(changes: list[dict[str, Any]]) -> Iterator[Event]:
             "old_attempt": old and old.get("attempt"),
             "attempt": new and new.get("attempt"),
             "old_begun": _seconds(old, "begun_at"),
-            "begun": _seconds(new, "begun_at"),
+            # A finished one says when its last call began; it does not begin then.
+            "begun": _seconds(new, "begun_at") if change["place"] == "task" else None,
             "deadline": _seconds(new, "deadline_at"),
             "old_lease": old and old.get("lease"),
             "lease": new and new.get("lease"),
