@@ -423,7 +423,7 @@ CREATE INDEX task_dispatched ON public.task USING btree (dispatched_at) WHERE ((
 -- Name: task_due; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX task_due ON public.task USING btree (due_at) WHERE (due_at IS NOT NULL);
+CREATE INDEX task_due ON public.task USING btree (bulk, due_at) WHERE (due_at IS NOT NULL);
 
 
 --
@@ -444,7 +444,7 @@ CREATE INDEX task_start ON public.task USING btree (start_at) WHERE (start_at IS
 -- Name: task_submitted_by; Type: INDEX; Schema: public; Owner: -
 --
 
-CREATE INDEX task_submitted_by ON public.task USING btree (submitted_by, due_at) WHERE (submitted_by IS NOT NULL);
+CREATE INDEX task_submitted_by ON public.task USING btree (bulk, submitted_by, due_at) WHERE (submitted_by IS NOT NULL);
 
 
 --

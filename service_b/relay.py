@@ -21,9 +21,9 @@ from service_b import metrics
 from service_b.database import STORAGE_ERRORS
 from service_b.room import Room
 from service_b.tasks import claims, restraint, turns
-from service_b.tasks.claims import Dispatch, Floor
+from service_b.tasks.claims import Dispatch
 from service_b.tasks.clock import Clock
-from service_b.tasks.turns import Turns
+from service_b.tasks.lanes import Lanes
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -71,9 +71,9 @@ class Relay:
         self._wake = wake
         self._internal = internal
         self._stopping = asyncio.Event()
-        self._floor = Floor()
+        self._lanes = Lanes()
         # Set where the clients have names.
-        self._turns = Turns() if in_turn else None
+        self._turns = Lanes() if in_turn else None
         # Whether the last claim may have left something behind: only then does it matter whose turn it is.
         self._is_behind = True
         self._room = Room()
@@ -129,7 +129,7 @@ class Relay:
         if self._turns and self._is_behind:
             dispatches = await turns.claim_in_turn(self._pool, limit, self._turns, latest=latest)
         else:
-            dispatches = await claims.claim(self._pool, limit, self._floor, latest=latest)
+            dispatches = await claims.claim(self._pool, limit, self._lanes, latest=latest)
         self._is_behind = len(dispatches) == limit
         return dispatches
 

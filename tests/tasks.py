@@ -14,7 +14,7 @@ from service_b.database import Connection, Queries
 from service_b.tasks import claims, expiry, inserts, leases, outcomes, promotion
 from service_b.tasks.claims import Dispatch
 from service_b.tasks.endings import MOVE
-from service_b.tasks.inserts import NewTask
+from service_b.tasks.inserts import NewTask, Wishes
 from service_b.tasks.outcomes import Change
 from service_b.tasks.states import DISPATCHED, DUE, NOW, RUNNING, WAITING
 
@@ -34,10 +34,15 @@ EVERY_TASK = f"""(
 
 
 def new_task(
-    equipment_id: str, *, timeout_seconds: int = 1, parameters: str = "{}", submitted_by: str | None = None
+    equipment_id: str,
+    *,
+    timeout_seconds: int = 1,
+    parameters: str = "{}",
+    submitted_by: str | None = None,
+    wishes: Wishes | None = None,
 ) -> NewTask:
     """A task to store."""
-    return NewTask(uuid7(), equipment_id, timeout_seconds, parameters, submitted_by)
+    return NewTask(uuid7(), equipment_id, timeout_seconds, parameters, submitted_by, wishes)
 
 
 async def accept(
@@ -47,11 +52,15 @@ async def accept(
     grace_seconds: float = 0,
     deadline_seconds: float = 3600,
     submitted_by: str | None = None,
+    wishes: Wishes | None = None,
     max_per_device: int = 1000,
     now: datetime | None = None,
 ) -> list[UUID]:
     """Store one task for each device, in one batch; return their ids."""
-    new = [new_task(each, timeout_seconds=timeout_seconds, submitted_by=submitted_by) for each in equipment_ids]
+    new = [
+        new_task(each, timeout_seconds=timeout_seconds, submitted_by=submitted_by, wishes=wishes)
+        for each in equipment_ids
+    ]
     await inserts.insert(
         pool,
         new,

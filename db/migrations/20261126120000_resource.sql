@@ -40,12 +40,18 @@ ALTER TABLE finished
 DROP INDEX task_waiting;
 CREATE INDEX task_waiting ON task (equipment_id, seq) WHERE NOT active AND start_at IS NULL;
 CREATE INDEX task_start ON task (start_at) WHERE start_at IS NOT NULL;
+-- What came singly is claimed first; so each kind is looked up by itself.
+DROP INDEX task_due, task_submitted_by;
+CREATE INDEX task_due ON task (bulk, due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX task_submitted_by ON task (bulk, submitted_by, due_at) WHERE submitted_by IS NOT NULL;
 
 -- migrate:down
 SET LOCAL lock_timeout = '10s';
 
 -- What has not taken its place yet takes it now.
-DROP INDEX task_start, task_waiting;
+DROP INDEX task_start, task_waiting, task_due, task_submitted_by;
+CREATE INDEX task_due ON task (due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX task_submitted_by ON task (submitted_by, due_at) WHERE submitted_by IS NOT NULL;
 CREATE INDEX task_waiting ON task (equipment_id, seq) WHERE NOT active;
 ALTER TABLE finished
     DROP COLUMN external_id, DROP COLUMN retry_of, DROP COLUMN sealed_for, DROP COLUMN not_before,

@@ -61,6 +61,13 @@ are on their way. A final outcome counts though its task is due again, as long a
 call was given up for lost, and its answer came after all. Everything else that comes late, twice, or for nobody meets
 its guard and changes nothing.
 
+Two lanes
+=========
+
+What is submitted singly must not wait behind what comes by the thousand: a task of the latter kind is `bulk`. A claim
+takes single ones first, but leaves an eighth to the bulk (`lanes`); clients take turns within each lane (`turns`). The
+indexes of what is due begin with `bulk`, so that neither lane is read on the way to the other. A task keeps its lane.
+
 What uses up a task
 ===================
 

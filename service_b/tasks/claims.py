@@ -2,27 +2,39 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
-from runtime import clock
 from service_b.database import Queries
+from service_b.tasks.lanes import Lanes, by_lane
 from service_b.tasks.states import COUNTS, DISPATCHED, NOW, USED_UP
+
+CLAIMABLE = f"due_at <= least({NOW}, $3::timestamptz) AND deadline_at > {NOW} AND ({USED_UP}) IS NOT TRUE"
+SINGLE = f"NOT bulk AND due_at >= coalesce($2::timestamptz, '-infinity') AND {CLAIMABLE}"
+BULK = f"bulk AND due_at >= coalesce($4::timestamptz, '-infinity') AND {CLAIMABLE}"
+"""What may be claimed in each lane; $2 and $4 are from when on each is looked at, $3 is how late it can be at most."""
+
+ROOM_FOR_SINGLE = (
+    f"$1 - (SELECT count(*) FROM (SELECT FROM task WHERE {BULK} ORDER BY due_at LIMIT $5) AS left_to_bulk)"
+)
+"""$1 is how many are claimed, $5 how many of them the single ones leave to the bulk, where there are as many."""
 
 DISPATCH = f"""
 SET due_at = NULL, dispatched_at = least({NOW}, $3), attempt = attempt + 1, lease = NULL,
     unknowns = unknowns + ({COUNTS})::integer, chances = NULL
-WHERE id = ANY(ARRAY(SELECT id FROM due))
-RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters,
-    (SELECT max(due_at) FROM due) AS reached
+WHERE id = ANY(ARRAY(SELECT id FROM single UNION ALL SELECT id FROM bulk))
+RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters, bulk,
+    CASE WHEN bulk THEN (SELECT max(due_at) FROM bulk) ELSE (SELECT max(due_at) FROM single) END AS reached
 """
-"""The end of a statement that updates the tasks in `due`; $3 is how late it can be at most."""
+"""The end of a statement that updates the tasks in `single` and `bulk`."""
 
 CLAIM = f"""
-WITH due AS MATERIALIZED (
-    SELECT id, due_at FROM task WHERE due_at >= coalesce($2::timestamptz, '-infinity')
-      AND due_at <= least({NOW}, $3::timestamptz) AND deadline_at > {NOW} AND ({USED_UP}) IS NOT TRUE
-    ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+WITH single AS MATERIALIZED (
+    SELECT id, due_at FROM task WHERE {SINGLE}
+    ORDER BY due_at LIMIT {ROOM_FOR_SINGLE} FOR UPDATE SKIP LOCKED
+), bulk AS MATERIALIZED (
+    SELECT id, due_at FROM task WHERE {BULK}
+    ORDER BY due_at LIMIT $1 - (SELECT count(*) FROM single) FOR UPDATE SKIP LOCKED
 )
 UPDATE task {DISPATCH}
 """
@@ -56,50 +68,23 @@ class Dispatch:
     parameters: str = field(repr=False)
 
 
-class Floor:
-    """From where on a claim looks: what was due before has been claimed.
-
-    While an old snapshot lives (a dump, a forgotten transaction) the index keeps an entry for every claim since then,
-    and a claim from the beginning would read them all. A task may become due below the floor all the same: its commit
-    came late, somebody held its row, the clock was put back. So a claim begins a little below, and now and then it
-    looks at everything.
-    """
-
-    def __init__(self, *, margin_seconds: float = 2.0, everything_seconds: float = 10.0) -> None:
-        self._margin = timedelta(seconds=margin_seconds)
-        self._everything_seconds = everything_seconds
-        self._everything_at = 0.0
-        self._reached: datetime | None = None
-
-    def since(self) -> datetime | None:
-        """Tell from which due time on to look now; None: look at everything."""
-        if self._reached is None or clock.now() >= self._everything_at:
-            self._everything_at = clock.now() + self._everything_seconds
-            return None
-        return self._reached - self._margin
-
-    def move(self, reached: datetime, *, is_last: bool) -> None:
-        """Note up to which due time tasks have been claimed; `is_last` if nothing was left behind them."""
-        if is_last and self._reached is not None:
-            reached = max(reached, self._reached)
-        self._reached = reached
-
-    def forget(self) -> None:
-        """Look at everything until nothing is left behind."""
-        self._reached = None
-
-
 async def claim(
-    connection: Queries, limit: int, floor: Floor | None = None, *, latest: datetime | None = None
+    connection: Queries, limit: int, lanes: Lanes | None = None, *, latest: datetime | None = None
 ) -> list[Dispatch]:
-    """Begin the next attempt of up to `limit` due tasks, the longest due first.
+    """Begin the next attempt of up to `limit` due tasks: of each lane the longest due first.
 
     `latest` is how late it can be at most: the database's clock is not believed beyond that.
     """
-    rows = await connection.fetch(CLAIM, limit, floor.since() if floor else None, latest)
-    if rows and floor:
-        floor.move(rows[0]["reached"], is_last=len(rows) < limit)
-    return [Dispatch(*tuple(row)[:-1]) for row in rows]
+    lanes = lanes or Lanes()
+    single, bulk = lanes.single.floor, lanes.bulk.floor
+    share = lanes.bulk_share(limit)
+    rows = await connection.fetch(CLAIM, limit, single.since(), latest, bulk.since(), share)
+    singles, bulks = by_lane(rows)
+    if singles:
+        single.move(singles[0]["reached"], is_last=len(singles) < limit - share)
+    if bulks:
+        bulk.move(bulks[0]["reached"], is_last=len(rows) < limit)
+    return [Dispatch(*tuple(row)[:-2]) for row in singles + bulks]
 
 
 async def make_due_again(connection: Queries, attempts: Sequence[tuple[UUID, int]]) -> list[tuple[UUID, int]]:

@@ -21,7 +21,9 @@ WHERE parameters::text ~ '^\{"sealed":"1\.[0-9a-f]{16}\.[^"]*"\}$' GROUP BY key
 """
 """The form of `messaging.sealing`, and nothing else: what a client wrote itself must not be shown to anybody."""
 
-COUNT_OF = "SELECT count(*) FROM (SELECT FROM task WHERE submitted_by = $1 LIMIT $2) AS unfinished"
+COUNT_OF = """
+SELECT count(*) FROM (SELECT FROM task WHERE bulk IN (false, true) AND submitted_by = $1 LIMIT $2) AS unfinished
+"""
 
 
 @dataclass(frozen=True, slots=True)

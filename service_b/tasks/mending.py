@@ -16,7 +16,7 @@ NOTICED = timedelta(minutes=1)
 # late then, by a part of the jump.
 MEND_DUE = f"""
 WITH late AS MATERIALIZED (
-    SELECT id FROM task WHERE due_at > $1::timestamptz + $2::interval - $3::interval
+    SELECT id FROM task WHERE bulk IN (false, true) AND due_at > $1::timestamptz + $2::interval - $3::interval
       AND (chances IS NULL OR due_at > $1 + make_interval(secs => time_limit_seconds + {MARGIN_SECONDS}))
     FOR UPDATE SKIP LOCKED
 )

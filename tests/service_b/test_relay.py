@@ -30,8 +30,9 @@ from service_b.database import DatabaseSettings, Queries, create_pool
 from service_b.relay import POLL_SECONDS, SPARING_SECONDS, Relay
 from service_b.room import LEAST
 from service_b.tasks import claims, inserts, leases, restraint
-from service_b.tasks.claims import Dispatch, Floor
+from service_b.tasks.claims import Dispatch
 from service_b.tasks.clock import Clock
+from service_b.tasks.lanes import Lanes
 from service_b.tasks.states import DISPATCHED
 from service_b.wakeup import CHECK_SECONDS, listen
 from tests.conftest import eventually
@@ -51,8 +52,8 @@ class Watch:
         self.pool = pool
         self.idle = 0
 
-    async def claim(self, connection: Queries, limit: int, floor: Floor, *, latest: datetime | None) -> list[Dispatch]:
-        claimed = await claims.claim(connection, limit, floor, latest=latest)
+    async def claim(self, connection: Queries, limit: int, lanes: Lanes, *, latest: datetime | None) -> list[Dispatch]:
+        claimed = await claims.claim(connection, limit, lanes, latest=latest)
         self.idle += not claimed
         return claimed
 

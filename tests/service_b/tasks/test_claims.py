@@ -10,7 +10,7 @@ import pytest
 import runtime.clock
 from service_b.database import DatabaseSettings, create_pool
 from service_b.tasks import claims
-from service_b.tasks.claims import Floor
+from service_b.tasks.lanes import Lanes
 from tests.tasks import (
     A,
     B,
@@ -114,7 +114,7 @@ async def test_a_claim_does_not_read_what_an_old_snapshot_keeps(
     database: DatabaseSettings, sql: asyncpg.Connection, other: asyncpg.Connection
 ) -> None:
     devices = [f"DEVICE{number:02}" for number in range(50)]
-    floor = Floor(margin_seconds=0)
+    lanes = Lanes(margin_seconds=0)
     async with (
         create_pool(database.model_copy(update={"pool_size": 1})) as pool,
         other.transaction(isolation="repeatable_read"),
@@ -124,7 +124,7 @@ async def test_a_claim_does_not_read_what_an_old_snapshot_keeps(
         for _ in range(20):
             await accept(pool, *devices)
             before = await rows_read(pool, sql)
-            dispatches = await claims.claim(pool, 100, floor)
+            dispatches = await claims.claim(pool, 100, lanes)
             reads.append(await rows_read(pool, sql) - before)
             assert len(dispatches) == len(devices)
             await begin(pool, *dispatches)
@@ -138,27 +138,27 @@ async def test_a_claim_does_not_read_what_an_old_snapshot_keeps(
 async def test_a_task_that_becomes_due_below_the_floor_is_claimed_all_the_same(
     pool: asyncpg.Pool, sql: asyncpg.Connection, now: list[float]
 ) -> None:
-    floor = Floor()
+    lanes = Lanes()
     ids = await accept(pool, A, B, C)
     await sql.execute("UPDATE task SET due_at = now() + interval '1 hour' WHERE equipment_id <> $1", A)
-    assert [dispatch.id for dispatch in await claims.claim(pool, 9, floor)] == ids[:1]
+    assert [dispatch.id for dispatch in await claims.claim(pool, 9, lanes)] == ids[:1]
     await sql.execute("UPDATE task SET due_at = now() - interval '1 second' WHERE equipment_id = $1", B)
-    assert [dispatch.id for dispatch in await claims.claim(pool, 9, floor)] == ids[1:2], "its commit came late"
+    assert [dispatch.id for dispatch in await claims.claim(pool, 9, lanes)] == ids[1:2], "its commit came late"
     await sql.execute("UPDATE task SET due_at = now() - interval '1 hour' WHERE equipment_id = $1", C)
     now[0] += 9
-    assert await claims.claim(pool, 9, floor) == []
+    assert await claims.claim(pool, 9, lanes) == []
     now[0] += 1
-    assert [dispatch.id for dispatch in await claims.claim(pool, 9, floor)] == ids[2:]
+    assert [dispatch.id for dispatch in await claims.claim(pool, 9, lanes)] == ids[2:]
 
 
 async def test_the_floor_follows_a_clock_that_was_put_back(
     pool: asyncpg.Pool, sql: asyncpg.Connection, now: list[float]
 ) -> None:
-    floor = Floor()
+    lanes = Lanes()
     await accept(pool, A)
-    assert len(await claims.claim(pool, 9, floor)) == 1
+    assert len(await claims.claim(pool, 9, lanes)) == 1
     await accept(pool, *(f"DEVICE{number:02}" for number in range(20)))
     await sql.execute("UPDATE task SET due_at = due_at - interval '1 hour'")
-    assert await claims.claim(pool, 5, floor) == []
+    assert await claims.claim(pool, 5, lanes) == []
     now[0] += 10
-    assert [len(await claims.claim(pool, 5, floor)) for _ in range(5)] == [5, 5, 5, 5, 0]
+    assert [len(await claims.claim(pool, 5, lanes)) for _ in range(5)] == [5, 5, 5, 5, 0]

@@ -10,8 +10,9 @@ import pytest
 import runtime.clock
 from service_b.database import DatabaseSettings, create_pool
 from service_b.tasks import claims
-from service_b.tasks.claims import Dispatch, Floor
-from service_b.tasks.turns import Turns, claim_in_turn
+from service_b.tasks.claims import Dispatch
+from service_b.tasks.lanes import Lanes
+from service_b.tasks.turns import claim_in_turn
 from tests.tasks import A, accept, apply, begin, finish, rows_read, states
 
 
@@ -29,14 +30,14 @@ def whose(dispatches: list[Dispatch]) -> dict[str, int]:
 
 async def test_one_task_is_not_held_up_by_anothers_thousands(pool: asyncpg.Pool) -> None:
     await store(pool, bulk=4000, single=1)
-    claimed = await claim_in_turn(pool, 32, Turns())
+    claimed = await claim_in_turn(pool, 32, Lanes())
     assert whose(claimed) == {"bulk": 31, "single": 1}
     assert "single" in whose(claimed[:2]), "it is published first, too"
 
 
 async def test_each_gets_its_share_and_nothing_is_left_free(pool: asyncpg.Pool) -> None:
     await store(pool, a=100, b=100, c=5, nobody=100)
-    turns = Turns()
+    turns = Lanes()
     first = whose(await claim_in_turn(pool, 40, turns))
     # A share of ten each, and a share of the longest due; what `c` leaves goes there, too.
     assert first == {"a": 25, "b": 10, "c": 5}
@@ -47,12 +48,12 @@ async def test_each_gets_its_share_and_nothing_is_left_free(pool: asyncpg.Pool) 
 
 async def test_who_has_no_name_is_not_forgotten(pool: asyncpg.Pool) -> None:
     await store(pool, nobody=50, a=1000, b=1000)
-    assert whose(await claim_in_turn(pool, 30, Turns())) == {"nobody": 10, "a": 10, "b": 10}
+    assert whose(await claim_in_turn(pool, 30, Lanes())) == {"nobody": 10, "a": 10, "b": 10}
 
 
 async def test_where_not_all_have_a_turn_the_others_come_next(pool: asyncpg.Pool) -> None:
     await store(pool, a=9, b=9, c=9, d=9, e=9)
-    turns = Turns()
+    turns = Lanes()
     served = [whose(await claim_in_turn(pool, 2, turns)) for _ in range(5)]
     assert served == [{"a": 1, "b": 1}, {"c": 1, "d": 1}, {"a": 1, "e": 1}, {"b": 1, "c": 1}, {"d": 1, "e": 1}]
     one = [whose(await claim_in_turn(pool, 1, turns)) for _ in range(5)]
@@ -61,7 +62,7 @@ async def test_where_not_all_have_a_turn_the_others_come_next(pool: asyncpg.Pool
 
 async def test_within_a_client_the_longest_due_comes_first(pool: asyncpg.Pool) -> None:
     await store(pool, a=20)
-    claimed = [await claim_in_turn(pool, 5, Turns()) for _ in range(5)]
+    claimed = [await claim_in_turn(pool, 5, Lanes()) for _ in range(5)]
     assert [sorted(dispatch.equipment_id[-2:] for dispatch in each) for each in claimed] == [
         [f"{number:02}" for number in range(start, start + 5)] for start in (0, 5, 10, 15)
     ] + [[]]
@@ -73,15 +74,15 @@ async def test_what_is_not_due_yet_or_past_its_deadline_is_not_claimed(
     await store(pool, a=3)
     await sql.execute("UPDATE task SET due_at = now() + interval '1 minute' WHERE equipment_id LIKE '%0'")
     await sql.execute("UPDATE task SET deadline_at = now() WHERE equipment_id LIKE '%1'")
-    [dispatch] = await claim_in_turn(pool, 9, Turns())
+    [dispatch] = await claim_in_turn(pool, 9, Lanes())
     assert dispatch.equipment_id.endswith("2")
     due_at = await sql.fetchval("SELECT due_at FROM task WHERE equipment_id LIKE '%0'")
-    assert await claim_in_turn(pool, 9, Turns(), latest=due_at - timedelta(seconds=61)) == []
+    assert await claim_in_turn(pool, 9, Lanes(), latest=due_at - timedelta(seconds=61)) == []
 
 
 async def test_what_is_claimed_is_dispatched(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
     ids = await accept(pool, A, A, submitted_by="a")
-    [dispatch] = await claim_in_turn(pool, 9, Turns())
+    [dispatch] = await claim_in_turn(pool, 9, Lanes())
     assert (dispatch.id, dispatch.attempt) == (ids[0], 1)
     assert await states(sql, ids) == ["dispatched", "waiting"]
 
@@ -93,11 +94,11 @@ async def test_concurrent_claims_are_disjoint_and_wait_for_nobody(
     async with other.transaction():
         await other.execute("SELECT FROM task WHERE equipment_id LIKE '%000007' FOR UPDATE")
         async with asyncio.timeout(60):
-            batches = await asyncio.gather(*(claim_in_turn(pool, 30, Turns()) for _ in range(8)))
-            while more := await claim_in_turn(pool, 100, Turns()):
+            batches = await asyncio.gather(*(claim_in_turn(pool, 30, Lanes()) for _ in range(8)))
+            while more := await claim_in_turn(pool, 100, Lanes()):
                 batches.append(more)
     assert sum(map(len, batches)) == 298
-    assert len(await claim_in_turn(pool, 100, Turns())) == 2
+    assert len(await claim_in_turn(pool, 100, Lanes())) == 2
     assert await sql.fetchval("SELECT max(attempt) FROM task") == 1
 
 
@@ -115,7 +116,7 @@ async def test_what_was_left_behind_is_not_below_the_floor(
     """However long it has been due: the newer ones of others are claimed before it."""
     await store(pool, a=100, b=1)
     await sql.execute("UPDATE task SET due_at = due_at - interval '1 hour' WHERE submitted_by = 'a'")
-    turns = Turns()
+    turns = Lanes()
     claimed = []
     while dispatches := await claim_in_turn(pool, 30, turns):
         claimed += dispatches
@@ -131,7 +132,7 @@ async def test_what_was_left_behind_is_not_below_the_floor(
     assert [each.equipment_id[-1] for each in await claim_in_turn(pool, 30, turns)] == ["1"]
 
 
-async def claim_all(pool: asyncpg.Pool, turns: Turns) -> int:
+async def claim_all(pool: asyncpg.Pool, turns: Lanes) -> int:
     """Claim by the thirty until nothing is found; return how many there were."""
     claimed = 0
     while dispatches := await claim_in_turn(pool, 30, turns):
@@ -142,8 +143,7 @@ async def claim_all(pool: asyncpg.Pool, turns: Turns) -> int:
 async def test_the_floor_does_not_rise_while_something_is_left_behind(
     pool: asyncpg.Pool, sql: asyncpg.Connection, now: list[float]
 ) -> None:
-    turns = Turns()
-    turns.floor = Floor(margin_seconds=0)
+    turns = Lanes(margin_seconds=0)
     for counts, found in (({"d": 1}, 1), ({"a": 100, "b": 1}, 101)):
         await store(pool, **counts)
         assert await claim_all(pool, turns) == found
@@ -158,9 +158,9 @@ async def test_the_floor_does_not_rise_while_something_is_left_behind(
 async def test_it_reads_little_more_than_it_claims(database: DatabaseSettings, sql: asyncpg.Connection) -> None:
     """Of 20 clients' 20,000 tasks, planned for no table at all."""
     async with create_pool(database.model_copy(update={"pool_size": 1})) as pool:
-        await claim_in_turn(pool, 1, Turns())
+        await claim_in_turn(pool, 1, Lanes())
         await store(pool, **{f"client{chr(97 + number)}": 1000 for number in range(20)})
-        turns = Turns()
+        turns = Lanes()
         for _ in range(8):
             before = await rows_read(pool, sql)
             dispatches = await claim_in_turn(pool, 40, turns)
