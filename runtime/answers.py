@@ -22,6 +22,8 @@ CLOSE = "Connection: close\r\n"
 OWN_HEADERS = {"connection", "content-length", "content-type", "date", "transfer-encoding"}
 """Written by `Answer` itself: a second one would contradict it."""
 WITHOUT_BODY = {204, 205, 304}
+PIECE_BYTES = 128 * 1024
+"""A longer body goes out in pieces, so that a client that takes its time has no copy of it in our memory."""
 
 
 class Answer(web.StreamResponse):
@@ -56,7 +58,14 @@ class Answer(web.StreamResponse):
             head += "Connection: keep-alive\r\n"
         self._eof_sent = True
         body = b"" if request.method == "HEAD" else self._whole
-        await request.writer.write_eof(f"{head}\r\n".encode() + body)
+        if len(body) > PIECE_BYTES:
+            await request.writer.write(f"{head}\r\n".encode())
+            whole = memoryview(body)
+            for start in range(0, len(body), PIECE_BYTES):  # Each waits for the client to take those before.
+                await request.writer.write(whole[start : start + PIECE_BYTES])
+            await request.writer.write_eof()
+        else:
+            await request.writer.write_eof(f"{head}\r\n".encode() + body)
         return request.writer
 
     async def write_eof(self, data: bytes = b"") -> None:  # type: ignore[explicit-override]

@@ -10,7 +10,8 @@ import pytest
 from aiohttp import web
 from pytest_aiohttp.plugin import AiohttpServer
 
-from runtime.answers import Answer
+from runtime.answers import PIECE_BYTES, Answer
+from tests.conftest import eventually
 
 BODY = b'{"code":200}'
 
@@ -194,3 +195,27 @@ async def test_a_handler_may_send_it_itself(aiohttp_server: AiohttpServer) -> No
     app.router.add_get("/", handle)
     told = await ask((await aiohttp_server(app)).port or 0, f"GET / HTTP/1.1\r\n{CLOSE}")
     assert told.count(BODY) == 1
+
+
+async def test_a_long_answer_is_whole_and_waits_for_its_client(aiohttp_server: AiohttpServer) -> None:
+    """What a client does not take is not copied into our memory."""
+    body = bytes(range(256)) * (160 * PIECE_BYTES // 256) + b"end"
+    transports: list[asyncio.WriteTransport] = []
+
+    async def answer(request: web.Request) -> Answer:
+        assert isinstance(request.transport, asyncio.WriteTransport)
+        transports.append(request.transport)
+        return Answer(200, body)
+
+    app = web.Application()
+    app.router.add_route("*", "/", answer)
+    port = (await aiohttp_server(app)).port or 0
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    writer.write(f"GET / HTTP/1.1\r\nHost: a\r\n{CLOSE}\r\n\r\n".encode())
+    await eventually(lambda: transports and transports[0].get_write_buffer_size() > 0)
+    assert transports[0].get_write_buffer_size() < 3 * PIECE_BYTES
+    status, headers, received = split(await reader.read())
+    assert (status, headers["Content-Length"], received == body) == ("HTTP/1.1 200 OK", str(len(body)), True)
+    writer.close()
+    status, headers, received = split(await ask(port, f"HEAD / HTTP/1.1\r\n{CLOSE}"))
+    assert (headers["Content-Length"], received) == (str(len(body)), b"")
