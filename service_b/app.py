@@ -14,7 +14,7 @@ from messaging.session import Session
 from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
 from runtime.tls import Reloading
-from service_b.api import routes
+from service_b.api import docs, routes
 from service_b.api.middleware import observing
 from service_b.api.trail import Trail
 from service_b.database import create_pool
@@ -67,6 +67,7 @@ def create_app(settings: Settings, periods: Periods = Periods(), *, tls: Reloadi
     else:
         log.warning("api.open", reason="TOKENS_FILE is not set: whoever reaches the port may submit and see tasks")
     routes.add_routes(app.router, app.get(TOKENS))
+    docs.add_routes(app.router)
 
     async def storage() -> str | None:
         return await readiness.unready(app[POOL])

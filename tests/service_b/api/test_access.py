@@ -14,6 +14,7 @@ from aiohttp import ClientResponse
 from structlog.testing import capture_logs
 from yarl import URL
 
+from service_b.api import docs
 from service_b.app import Periods, create_app
 from service_b.database import DatabaseSettings
 from service_b.tokens import token
@@ -90,6 +91,8 @@ MATRIX: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {
         "no task": (401, 403, 404, 404, 404),
         "no device": (401, 403, 404, 404, 404),
     },
+    ("GET", "/openapi.json"): {"": (200,) * 5},
+    **{("GET", path): {"": (200,) * 5} for path in docs.FILES},
     ("GET", "/health/live"): {"": (200,) * 5},
     ("GET", "/health/ready"): {"": (200,) * 5},
     ("GET", "/metrics"): {"": (200,) * 5},
