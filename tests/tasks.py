@@ -96,9 +96,9 @@ async def claim(pool: Queries, limit: int) -> list[Dispatch]:
     return dispatches
 
 
-def finish(dispatch: Dispatch, code: int = 200) -> Change:
+def finish(dispatch: Dispatch, code: int = 200, *, outcome: str | None = None) -> Change:
     """The attempt has ended the task."""
-    return Change(dispatch.id, dispatch.attempt, lease_of(dispatch), code, None)
+    return Change(dispatch.id, dispatch.attempt, lease_of(dispatch), code, None, outcome=outcome)
 
 
 def give_back(
@@ -108,11 +108,12 @@ def give_back(
     backoff_seconds: float = 0,
     unknown: bool = False,
     lost: bool = False,
+    outcome: str = "unavailable",
 ) -> Change:
     """The attempt has not ended the task."""
     lease = lease_of(dispatch)
     return Change(
-        dispatch.id, dispatch.attempt, lease, None, "given back", hold_seconds, backoff_seconds, unknown, lost
+        dispatch.id, dispatch.attempt, lease, None, "given back", hold_seconds, backoff_seconds, unknown, lost, outcome
     )
 
 
@@ -203,7 +204,9 @@ async def end_by_hand(sql: Queries, condition: str, *arguments: object, code: in
     await sql.execute(
         f"""
         WITH ending AS MATERIALIZED (
-            SELECT id, {code} AS code, 'by hand' AS reason, NULL AS ended_by FROM task WHERE {condition}
+            SELECT id, {code} AS code, 'by hand' AS reason, NULL AS ended_by,
+                NULL::jsonb AS event
+            FROM task WHERE {condition}
         ), {MOVE}
         SELECT FROM ended
         """,

@@ -48,4 +48,5 @@ def decide(outcome: Outcome, settings: Settings) -> Change:
         backoff_seconds=backoff,
         unknown=outcome.kind is OutcomeKind.UNKNOWN,
         lost=lost,
+        outcome=None if code == 200 else outcome.kind.value,
     )

@@ -42,6 +42,7 @@ The transitions
 | running | due | results, on an outcome that is not final | `outcomes` | this very attempt, under this very lease |
 | running, due | success, error | results, on a final one | `outcomes` | this very attempt, under this very lease |
 | running | error | results, on its fifth lost call | `outcomes` | this very attempt, under this very lease |
+| waiting, due, dispatched | error | web, on a wish to cancel | `cancels` | this attempt has no lease |
 | waiting, due, dispatched | error | the reconciler | `expiry` | its deadline has passed, and its device is free |
 | due | error | the reconciler | `expiry` | its attempts are used up, and its device is free |
 

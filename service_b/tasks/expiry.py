@@ -13,8 +13,9 @@ from service_b.tasks.states import NOT_BEGUN, USED_UP
 
 EXPIRE = f"""
 WITH ending AS MATERIALIZED (
-    SELECT id, 500 AS code, coalesce(reason, 'deadline passed') AS reason,
-        CASE WHEN cancel_requested THEN 'cancel' ELSE 'deadline' END AS ended_by
+    SELECT id, 500 AS code,
+        CASE WHEN cancel_requested THEN 'cancelled' ELSE coalesce(reason, 'deadline passed') END AS reason,
+        CASE WHEN cancel_requested THEN 'cancel' ELSE 'deadline' END AS ended_by, NULL::jsonb AS event
     FROM task
     WHERE {NOT_BEGUN} AND deadline_at <= $1 AND (due_at IS NULL OR due_at <= $1)
     ORDER BY deadline_at LIMIT $2 FOR UPDATE SKIP LOCKED
@@ -24,7 +25,7 @@ SELECT id, equipment_id FROM ended
 
 END_USED_UP = f"""
 WITH ending AS MATERIALIZED (
-    SELECT id, 500 AS code, reason, NULL AS ended_by FROM task WHERE {USED_UP} AND due_at <= $1
+    SELECT id, 500 AS code, reason, NULL AS ended_by, NULL::jsonb AS event FROM task WHERE {USED_UP} AND due_at <= $1
     ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
 ), {MOVE}
 SELECT id, equipment_id FROM ended

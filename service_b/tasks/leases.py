@@ -26,7 +26,8 @@ WITH asked AS MATERIALIZED (
              WHEN mine.expired THEN 'expired'
              ELSE 'free' END AS answer
     FROM asked CROSS JOIN LATERAL (
-        SELECT attempt, lease, active, {RUNNING} AS running, deadline_at <= {BEGUN} AS expired
+        SELECT attempt, lease, active, {RUNNING} AS running,
+            cancel_requested OR deadline_at <= {BEGUN} AS expired
         FROM task WHERE task.id = asked.id OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS mine
 ), begun AS (
@@ -59,7 +60,7 @@ class Answer(StrEnum):
     OLD = "old"
     """It is not the task's current attempt."""
     EXPIRED = "expired"
-    """The deadline has passed."""
+    """The deadline has passed, or somebody has cancelled it."""
     ENDED = "ended"
     """No such task, or none that may configure its device now."""
 

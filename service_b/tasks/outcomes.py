@@ -9,6 +9,7 @@ from uuid import UUID
 from service_b.database import Connection
 from service_b.tasks import deployment, promotion
 from service_b.tasks.endings import MOVE
+from service_b.tasks.history import event, grown
 from service_b.tasks.states import NOW, RUNNING
 
 MAX_LOSTS = 5
@@ -17,15 +18,18 @@ MAX_LOSTS = 5
 ENDED = f"greatest({NOW}, $11::timestamptz)"
 """Should the database's clock jump back, no device is let go too soon."""
 
+ENDED_OTHERWISE = event("attempt ended", attempt="change.attempt", outcome="outcome", reason="reason")
+
 APPLY = f"""
 WITH change AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::smallint[], $5::text[],
-                         $6::interval[], $7::interval[], $8::boolean[], $9::boolean[]) WITH ORDINALITY
-    AS change (id, attempt, lease, code, reason, hold, backoff, unknown, lost, position)
+                         $6::interval[], $7::interval[], $8::boolean[], $9::boolean[], $12::text[]) WITH ORDINALITY
+    AS change (id, attempt, lease, code, reason, hold, backoff, unknown, lost, outcome, position)
 ), locked AS MATERIALIZED (
     -- It counts if it names its task's attempt and lease, whose call is under way. A final answer counts though its
     -- task is due again.
     SELECT change.id, reason, hold, unknown, lost, position,
+        CASE WHEN outcome IS NOT NULL THEN {ENDED_OTHERWISE} END AS event,
         backoff * CASE WHEN lost THEN 2 ^ mine.losts ELSE 1 END AS backoff,
         CASE WHEN lost AND mine.losts + 1 >= {MAX_LOSTS} THEN 500 ELSE code END AS code,
         mine.attempt = change.attempt AND mine.lease = change.lease AND (code IS NOT NULL OR mine.running) AS counts
@@ -41,14 +45,15 @@ WITH change AS MATERIALIZED (
         begun_at = NULL,
         overdue_at = NULL,
         chances = CASE WHEN locked.unknown THEN greatest($10 - unknowns - 1, 0) END,
-        losts = losts + locked.lost::integer
+        losts = losts + locked.lost::integer,
+        history = {grown("locked.event")}
     FROM locked
     WHERE counts AND locked.code IS NULL AND task.id = locked.id
       -- Says the same once more: so the table is never read but by its key, whatever the statistics say.
       AND task.id = ANY(ARRAY(SELECT id FROM locked))
     RETURNING task.id, task.created_at, task.due_at <= {NOW} AS due
 ), ending AS (
-    SELECT id, code, reason, NULL AS ended_by FROM locked WHERE counts AND code IS NOT NULL
+    SELECT id, code, reason, NULL AS ended_by, event FROM locked WHERE counts AND code IS NOT NULL
 ), {MOVE}, done AS (
     SELECT id, created_at, due, NULL AS freed FROM again
     UNION ALL
@@ -87,6 +92,8 @@ class Change:
     unknown: bool = False
     # Ended with the process that made it.
     lost: bool = False
+    # How it ended, for the task's history; None: as all hope.
+    outcome: str | None = None
 
     @property
     def key(self) -> Key:
@@ -138,6 +145,7 @@ async def apply(
             [change.lost for change in changes],
             max_attempts,
             at_least,
+            [change.outcome for change in changes],
         )
         freed = [row["freed"] for row in rows if row["freed"]]
         await promotion.promote(connection, freed)

@@ -165,7 +165,8 @@ class Room:
         self.sql(
             f"""
             WITH ending AS MATERIALIZED (
-                SELECT id, 200 AS code, '200 success' AS reason, NULL AS ended_by FROM task WHERE {condition}
+                SELECT id, 200 AS code, '200 success' AS reason, NULL AS ended_by, NULL::jsonb AS event
+                FROM task WHERE {condition}
             ), {MOVE} SELECT FROM ended
             """,
             *arguments,
