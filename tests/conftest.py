@@ -23,7 +23,7 @@ from messaging.topology import dead_letter_exchange, dead_letter_queue
 from service_b.database import DatabaseSettings, Pool, create_pool
 from tests.fake_a import FakeA
 from tests.fake_results import FakeResults
-from tests.queues import names, users_for_tests
+from tests.queues import names, patient, users_for_tests
 from tests.system.certificates import Certificates
 from tests.system.migrate import Roles, dbmate, migrate, prepare
 from tests.system.postgres import PostgreSQL
@@ -192,7 +192,7 @@ async def own_queues(amqp_url: str, *, heartbeat: int = 2) -> AsyncIterator[Brok
     url = SecretStr(str(URL(amqp_url).update_query(heartbeat=heartbeat)))
     settings = BrokerSettings.model_validate({"amqp_url": url, **names(uuid4().hex[:12])})
     yield settings
-    connection = await aiormq.connect(settings.nodes[0])
+    connection = await aiormq.connect(patient(settings))
     channel = await connection.channel()
     for queue in (settings.to_configure_queue, settings.configured_queue):
         await channel.queue_delete(queue)
@@ -212,7 +212,7 @@ async def broker(amqp_url: str) -> AsyncIterator[BrokerSettings]:
 @pytest.fixture
 async def amqp(broker: BrokerSettings) -> AsyncIterator[aiormq.abc.AbstractChannel]:
     """A channel to look into the queues with, and to put things into them."""
-    connection = await aiormq.connect(broker.nodes[0])
+    connection = await aiormq.connect(patient(broker))
     yield await connection.channel()
     await connection.close()
 

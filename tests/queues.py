@@ -42,6 +42,11 @@ def as_user(url: str, user: str) -> str:
     return str(URL(url).with_user(user).with_password(PASSWORDS[user]))
 
 
+def patient(settings: BrokerSettings) -> str:
+    """The broker's URL for a test that looks on: it may stand still for longer than our processes' heartbeats."""
+    return str(URL(settings.nodes[0]).update_query(heartbeat=60))
+
+
 async def declare(channel: AbstractChannel, settings: BrokerSettings) -> None:
     """Make the exchanges and queues, as a process of ours does."""
     assert isinstance(channel, aiormq.Channel)
@@ -60,7 +65,7 @@ async def take(channel: AbstractChannel, queue: str) -> list[DeliveredMessage]:
 @asynccontextmanager
 async def busy_reader(settings: BrokerSettings, queue: str) -> AsyncIterator[None]:
     """A consumer of a queue that has all that it may have, and takes nothing more."""
-    connection = await aiormq.connect(settings.nodes[0])
+    connection = await aiormq.connect(patient(settings))
     channel, taken = await connection.channel(), asyncio.Event()
 
     async def take_one(_: DeliveredMessage) -> None:
@@ -94,7 +99,7 @@ async def send(channel: AbstractChannel, settings: BrokerSettings, bodies: Itera
 
 async def queue_exists(settings: BrokerSettings, queue: str) -> bool:
     """Whether there is such a queue; asked on a channel of its own, which the broker closes if there is none."""
-    connection = await aiormq.connect(settings.nodes[0])
+    connection = await aiormq.connect(patient(settings))
     try:
         await (await connection.channel()).queue_declare(queue, passive=True)
     except aiormq.ChannelNotFoundEntity:

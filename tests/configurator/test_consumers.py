@@ -32,7 +32,7 @@ from tests.conftest import eventually
 from tests.fake_a import Behaviour, FakeA, answer, silence
 from tests.fake_results import FakeResults, decide, grant_and_reset, held
 from tests.proxy import Proxy
-from tests.queues import declare
+from tests.queues import declare, patient
 from tests.system.processes import Process
 from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
@@ -176,7 +176,7 @@ async def test_calls_outlive_connections_closed_by_the_broker(
 async def test_a_task_that_another_process_took_and_dropped_is_called_for(
     start: Start, wire: Wire, fake_a: FakeA, broker: BrokerSettings
 ) -> None:
-    other = await aiormq.connect(broker.nodes[0])
+    other = await aiormq.connect(patient(broker))
     task = make_task()
     await wire.put(task)
     await Wire(await other.channel(), broker).take()
@@ -690,7 +690,7 @@ def _counted(name: str, **labels: str) -> float:
 
 
 async def _readers(wire: Wire) -> int | None:
-    connection = await aiormq.connect(wire.broker.nodes[0])
+    connection = await aiormq.connect(patient(wire.broker))
     try:
         channel = await connection.channel()
         return (await channel.queue_declare(wire.broker.to_configure_queue, passive=True)).consumer_count

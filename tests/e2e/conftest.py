@@ -21,7 +21,7 @@ from messaging.settings import BrokerSettings
 from tests.conftest import eventually
 from tests.fake_a import Behaviour, FakeA, answer
 from tests.guards import of_this_run
-from tests.queues import as_user, declare, users_for_tests
+from tests.queues import as_user, declare, patient, users_for_tests
 from tests.system.certificates import Certificates
 from tests.system.processes import Module, Process
 from tests.system.rabbitmq import RabbitMQ
@@ -182,7 +182,7 @@ async def open_fleet(
             fleet = Fleet(logs, queues, own, fake_a, client, await asyncpg.connect(database_url))
             if users and "AMQP_URL" not in os.environ:
                 fleet.users = USERS
-                async with await aiormq.connect(queues.nodes[0]) as connection:
+                async with await aiormq.connect(patient(queues)) as connection:
                     await declare(await connection.channel(), queues)
             try:
                 yield fleet

@@ -30,6 +30,7 @@ from tests.e2e.conftest import (
     serials,
 )
 from tests.fake_a import FakeA
+from tests.queues import patient
 from tests.system.postgres import PostgreSQL
 from tests.system.processes import Process
 from tests.system.rabbitmq import RabbitMQ
@@ -272,7 +273,7 @@ async def kill_a_configurator(fleet: Fleet) -> None:
 async def lose_messages(fleet: Fleet, *, delete: bool) -> None:
     """What is lost with a queue's messages is found missing and done again."""
     web, results, configurator = await fleet.start("service_b", "service_b.results", "configurator")
-    connection = await aiormq.connect(fleet.queues.nodes[0])
+    connection = await aiormq.connect(patient(fleet.queues))
     channel = await connection.channel()
     # Whoever reads a queue is away, so that there is something to lose; no call begins without the results process.
     ending = asyncio.Event()

@@ -22,7 +22,7 @@ from messaging.settings import BrokerSettings
 from tests.conftest import eventually
 from tests.e2e.conftest import PATH, Fleet, in_thread, new_fake_a, open_fleet
 from tests.fake_a import FakeA, answer, reset
-from tests.queues import count_ready, declare
+from tests.queues import count_ready, declare, patient
 from tests.seals import make_keys
 from tests.system.migrate import Roles, prepare
 from tests.system.postgres import PostgreSQL
@@ -174,7 +174,7 @@ async def run(folder: Path, postgres: PostgreSQL, node: RabbitMQ, traces: Traces
         fleet = await stack.enter_async_context(made)
         for setting, value in (TALKATIVE | (WITH_VALUES if seals else {})).items():
             await fleet.sql.execute(f"ALTER DATABASE \"{name}\" SET {setting} = '{value}'")
-        connection = await aiormq.connect(queues.nodes[0])
+        connection = await aiormq.connect(patient(queues))
         stack.push_async_callback(connection.close)
         amqp = await connection.channel()
         await declare(amqp, queues)

@@ -30,7 +30,7 @@ from tests.e2e.conftest import (
     serials,
 )
 from tests.fake_a import FakeA, answer, reset
-from tests.queues import count_ready, declare
+from tests.queues import count_ready, declare, patient
 from tests.system.processes import Process
 from tests.system.rabbitmq import RabbitMQ
 
@@ -107,7 +107,7 @@ async def delete_a_queue(fleet: Fleet, name: str) -> None:
     web_process, *_ = await fleet.start(
         "service_b", "service_b.results", "service_b.results", "configurator", "configurator"
     )
-    connection = await aiormq.connect(fleet.queues.nodes[0])
+    connection = await aiormq.connect(patient(fleet.queues))
     channel = await connection.channel()
     async with posting(fleet, web_process) as paths:
         for _ in range(10):
@@ -165,7 +165,7 @@ async def keep_a_backlog(fleet: Fleet) -> None:
     fake.default = held(go_on)
     fleet.environment["SERVICE_A_GRACE_SECONDS"] = "300"
     web_process, *_ = await fleet.start("service_b", "service_b.results", "configurator", CONCURRENCY="50")
-    connection = await aiormq.connect(fleet.queues.nodes[0])
+    connection = await aiormq.connect(patient(fleet.queues))
     channel = await connection.channel()
     seen: list[int] = []
 

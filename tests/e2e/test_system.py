@@ -16,6 +16,7 @@ import pytest
 from messaging.settings import BrokerSettings
 from tests.conftest import eventually, new_database, own_queues
 from tests.e2e.conftest import BODY, GUARDS, PATH, in_thread, new_client, samples
+from tests.queues import patient
 from tests.system.processes import Process
 from tests.system.system import Plan, System, running
 
@@ -139,7 +140,7 @@ async def test_each_process_tells_of_its_health(served: Served) -> None:
 async def test_each_process_shows_its_metrics(served: Served) -> None:
     system, queues = served.processes, served.queues
     web = system.service_b
-    connection = await aiormq.connect(queues.nodes[0])
+    connection = await aiormq.connect(patient(queues))
     channel = await connection.channel()
     for queue in (queues.to_configure_queue, queues.configured_queue):
         await channel.basic_publish(b"garbage", routing_key=queue)

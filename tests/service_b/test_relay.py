@@ -36,7 +36,7 @@ from service_b.tasks.lanes import Lanes
 from service_b.tasks.states import DISPATCHED
 from service_b.wakeup import CHECK_SECONDS, listen
 from tests.conftest import eventually
-from tests.queues import count_ready, is_blocked, metric, queue_exists, take
+from tests.queues import count_ready, is_blocked, metric, patient, queue_exists, take
 from tests.seals import make_keys
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
@@ -133,7 +133,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 
 @asynccontextmanager
 async def channel_to(settings: BrokerSettings) -> AsyncIterator[AbstractChannel]:
-    connection = await aiormq.connect(settings.nodes[0])
+    connection = await aiormq.connect(patient(settings))
     yield await connection.channel()
     await connection.close()
 
