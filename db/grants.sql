@@ -7,8 +7,10 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), service);
     -- By the partitioned table's name alone: a partition is nobody's to read or write by its own.
     EXECUTE format(
-        'GRANT SELECT, INSERT, UPDATE, DELETE ON task, finished, service_a, task_clock, maintenance TO %I', service
+        'GRANT SELECT, INSERT, UPDATE, DELETE ON task, finished, service_a, task_clock, maintenance, idempotency_key TO %I',
+        service
     );
+    EXECUTE format('GRANT SELECT ON idempotency_secret TO %I', service);
     EXECUTE format('GRANT USAGE, SELECT ON SEQUENCE task_begun TO %I', service);
     EXECUTE format(
         'GRANT EXECUTE ON FUNCTION finished_make_next, finished_drop_oldest, finished_delete_strays TO %I', service

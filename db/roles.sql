@@ -34,7 +34,8 @@ BEGIN
         SELECT oid::regclass AS name FROM pg_class
         WHERE relnamespace = here::regnamespace AND relkind IN ('r', 'p') AND relowner <> quote_ident(migrator)::regrole
           AND (relname ~ '^finished_(default|\d{8})$'
-               OR relname IN ('schema_migrations', 'task', 'finished', 'service_a', 'task_clock', 'maintenance'))
+               OR relname IN ('schema_migrations', 'task', 'finished', 'service_a', 'task_clock', 'maintenance',
+                              'idempotency_key', 'idempotency_secret'))
     LOOP
         EXECUTE format('ALTER TABLE %s OWNER TO %I', object.name, migrator);
     END LOOP;

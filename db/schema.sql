@@ -196,6 +196,31 @@ END $_$;
 
 
 --
+-- Name: idempotency_key; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.idempotency_key (
+    submitted_by text NOT NULL COLLATE pg_catalog."C",
+    key text NOT NULL COLLATE pg_catalog."C",
+    task_id uuid NOT NULL,
+    digest bytea NOT NULL,
+    CONSTRAINT idempotency_key_digest_check CHECK ((length(digest) = 32)),
+    CONSTRAINT idempotency_key_key_check CHECK (((length(key) >= 1) AND (length(key) <= 255)))
+);
+
+
+--
+-- Name: idempotency_secret; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.idempotency_secret (
+    one boolean DEFAULT true NOT NULL,
+    secret bytea DEFAULT (uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())) NOT NULL,
+    CONSTRAINT idempotency_secret_one_check CHECK (one)
+);
+
+
+--
 -- Name: maintenance; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -345,6 +370,22 @@ ALTER TABLE ONLY public.finished_default
 
 
 --
+-- Name: idempotency_key idempotency_key_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.idempotency_key
+    ADD CONSTRAINT idempotency_key_pkey PRIMARY KEY (submitted_by, key);
+
+
+--
+-- Name: idempotency_secret idempotency_secret_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.idempotency_secret
+    ADD CONSTRAINT idempotency_secret_pkey PRIMARY KEY (one);
+
+
+--
 -- Name: maintenance maintenance_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -389,6 +430,13 @@ ALTER TABLE ONLY public.task
 --
 
 CREATE INDEX finished_default_finished_at ON public.finished_default USING btree (finished_at);
+
+
+--
+-- Name: idempotency_key_task; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE UNIQUE INDEX idempotency_key_task ON public.idempotency_key USING btree (task_id);
 
 
 --

@@ -31,7 +31,15 @@ APP, SERVER = 10001, 999
 HANDED_OUT: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "postgres": (SERVER, {"postgres_password": "admin"}),
     "migrate": (APP, {"admin_password": "admin", "migrator_password": "migrator", "service_password": "service"}),
-    "service_b": (APP, {"postgres_password": "service", "rmq_password": "web", "seal.pub": "seal.pub"}),
+    "service_b": (
+        APP,
+        {
+            "postgres_password": "service",
+            "rmq_password": "web",
+            "seal.pub": "seal.pub",
+            "idempotency_secret": "idempotency",
+        },
+    ),
     "service_b_results": (APP, {"postgres_password": "service", "rmq_password": "results", "lease_token": "lease"}),
     "configurator": (APP, {"rmq_password": "configurator", "lease_token": "lease", "seal.key": "seal.key"}),
     # Whom a person signs in as; the others' passwords are hashes in what it reads at its start.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from messaging.sealing.keys import read_public_key
 from messaging.settings import BrokerSettings
@@ -18,8 +18,10 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
 
     Several processes share one port only with `reuse_port`, so that none does so by mistake. `max_connections` is by
     default, and at most, what the descriptors allow. `keep_parameters` says of which tasks they are kept when they end.
-    `seal_public_key_file`: whom they are sealed for. Without `tokens_file` the API is open to everybody; `max_tasks_…`
-    are of unfinished ones. With `tls_client_ca_file`, clients must show a certificate of that CA.
+    `seal_public_key_file`: whom they are sealed for. `idempotency_secret`, the same in every process, tells requests
+    under one `Idempotency-Key` apart; by default the database has one, which would make a seal worth less. Without
+    `tokens_file` the API is open to everybody; `max_tasks_…` are of unfinished ones. With `tls_client_ca_file`, clients
+    must show a certificate of that CA.
     """
 
     app_name: str = "SERVICE_B"
@@ -39,6 +41,7 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
     max_tasks_per_device: int = Field(1000, ge=1, le=1_000_000)
     max_tasks_per_token: int | None = Field(None, ge=1, le=1_000_000_000)
     seal_public_key_file: Path | None = None
+    idempotency_secret: SecretStr | None = None
 
     @field_validator("tokens_file")
     @classmethod
@@ -56,6 +59,19 @@ class Settings(BrokerSettings, DatabaseSettings, ProcessSettings):
         if value:
             read_public_key(value)
         return value
+
+    @field_validator("idempotency_secret")
+    @classmethod
+    def _check_idempotency_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and len(value.get_secret_value()) < 16:
+            raise ValueError("must be at least 16 characters long, and made at random")
+        return value
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> Self:
+        if self.seal_public_key_file and not self.idempotency_secret:
+            raise ValueError("IDEMPOTENCY_SECRET: must be set where SEAL_PUBLIC_KEY_FILE is")
+        return self
 
     @model_validator(mode="after")
     def _check_retention(self) -> Self:

@@ -5,19 +5,22 @@ import sys
 from collections.abc import Sequence
 from itertools import compress
 from typing import Literal
+from uuid import UUID
 
 import asyncpg
-from asyncpg.pgproto.pgproto import UUID  # Its own kind goes into a statement without being converted.
+from asyncpg.pgproto import pgproto
 from uuid_utils import uuid7
 
 from messaging.sealing.sealer import Sealer
 from service_b import metrics
+from service_b.idempotency import Keyed, KeyReusedError, Once, Replay
 from service_b.quotas import Quotas
 from service_b.settings import Settings
 from service_b.storage import Storage
-from service_b.tasks import inserts
+from service_b.tasks import inserts, keys
 from service_b.tasks.clock import Clock
 from service_b.tasks.inserts import NewTask, Wishes
+from service_b.tasks.keys import KeyedTask
 
 Whose = Literal["device", "token"]
 
@@ -45,6 +48,12 @@ class Submission:
         most = settings.max_tasks_per_token
         self._quotas = Quotas(pool, most) if most is not None else None
         self._inserts: Storage[NewTask, Whose | None] = Storage("insert", self._insert, _size)
+        secret = settings.idempotency_secret.get_secret_value() if settings.idempotency_secret else None
+        keyed = Keyed[Whose](pool, secret, admit=self._admit, store=self._store_once, full="device")
+        # Of its own: what has no key never waits for what has one.
+        self._once: Storage[tuple[NewTask, Once], Replay | Whose | None] = Storage(
+            "insert_once", keyed.insert, _size_once
+        )
 
     async def submit(
         self,
@@ -60,18 +69,50 @@ class Submission:
 
         Raises `FullError`, or what `Storage.ask` raises; after that the task may be stored all the same.
         """
-        task_id = UUID(uuid7().bytes)
-        if self._sealer:
-            parameters = self._sealer.seal(parameters, task_id, equipment_id)
-        task = NewTask(task_id, equipment_id, timeout_seconds, parameters, submitted_by, wishes)
-        if full := await self._inserts.ask(task, task_id):
-            metrics.TOO_MANY.labels(full).inc()
-            raise FullError(full)
-        return task_id
+        task = self._make(equipment_id, timeout_seconds, parameters, submitted_by, wishes)
+        _raise_if(await self._inserts.ask(task, task.id))
+        return task.id
+
+    async def submit_once(
+        self,
+        once: Once,
+        equipment_id: str,
+        timeout_seconds: int,
+        parameters: str,
+        *,
+        submitted_by: str | None = None,
+        wishes: Wishes | None = None,
+    ) -> tuple[UUID, bool]:
+        """Do as `submit` does, unless the same token has sent this request under this key before.
+
+        Returns the id of the task, and whether it was there already. Raises `KeyReusedError`, too.
+        """
+        task = self._make(equipment_id, timeout_seconds, parameters, submitted_by, wishes)
+        told = await self._once.ask((task, once), task.id)
+        if isinstance(told, Replay):
+            if not told.is_same:
+                raise KeyReusedError
+            return told.task_id, True
+        _raise_if(told)
+        return task.id, False
 
     async def close(self) -> None:
-        """Wait for the last batch."""
+        """Wait for the last batches."""
         await self._inserts.close()
+        await self._once.close()
+
+    def _make(
+        self,
+        equipment_id: str,
+        timeout_seconds: int,
+        parameters: str,
+        submitted_by: str | None,
+        wishes: Wishes | None,
+    ) -> NewTask:
+        task_id = pgproto.UUID(uuid7().bytes)  # It goes into a statement without being converted.
+        if self._sealer:
+            parameters = self._sealer.seal(parameters, task_id, equipment_id)
+        return NewTask(task_id, equipment_id, timeout_seconds, parameters, submitted_by, wishes)
 
     async def _insert(self, batch: Sequence[NewTask]) -> Sequence[Whose | None]:
         if self._quotas is None:
@@ -81,18 +122,43 @@ class Submission:
         return [next(told) if may else "token" for may in admitted]
 
     async def _store(self, tasks: Sequence[NewTask]) -> Sequence[Whose | None]:
-        refused = await inserts.insert(
-            self._pool,
-            tasks,
-            grace_seconds=self._settings.service_a_grace_seconds,
-            deadline_seconds=self._settings.task_deadline_seconds,
-            keep_parameters=self._settings.keep_parameters,
-            max_per_device=self._settings.max_tasks_per_device,
-            now=self._internal.now(),
-        )
-        metrics.ACCEPTED.inc(len(tasks) - len(refused))
-        self._wake.set()
+        refused = await inserts.insert(self._pool, tasks, **self._terms())
+        self._note(len(tasks) - len(refused))
         return ["device" if task.id in refused else None for task in tasks]
+
+    async def _admit(self, tasks: Sequence[NewTask]) -> Sequence[Whose | None]:
+        if self._quotas is None:
+            return [None] * len(tasks)
+        return [None if may else "token" for may in await self._quotas.admit(tasks)]
+
+    async def _store_once(self, tasks: Sequence[KeyedTask]) -> set[UUID]:
+        stored = await keys.insert_once(self._pool, tasks, **self._terms())
+        self._note(len(stored))
+        return stored
+
+    def _terms(self) -> inserts.Terms:
+        return {
+            "grace_seconds": self._settings.service_a_grace_seconds,
+            "deadline_seconds": self._settings.task_deadline_seconds,
+            "keep_parameters": self._settings.keep_parameters,
+            "max_per_device": self._settings.max_tasks_per_device,
+            "now": self._internal.now(),
+        }
+
+    def _note(self, stored: int) -> None:
+        metrics.ACCEPTED.inc(stored)
+        self._wake.set()
+
+
+def _raise_if(full: Whose | None) -> None:
+    if full:
+        metrics.TOO_MANY.labels(full).inc()
+        raise FullError(full)
+
+
+def _size_once(keyed: tuple[NewTask, Once]) -> int:
+    task, once = keyed
+    return _size(task) + sys.getsizeof(once.request)
 
 
 def _size(task: NewTask) -> int:

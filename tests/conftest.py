@@ -149,7 +149,7 @@ async def emptied_database_url(shared_database_url: str) -> str:
     async with asyncio.timeout(30):
         await connection.execute(
             """
-            TRUNCATE task, finished RESTART IDENTITY;
+            TRUNCATE task, finished, idempotency_key RESTART IDENTITY;
             UPDATE service_a SET answers = DEFAULT, silent_ends = DEFAULT, let_through_at = DEFAULT;
             UPDATE task_clock SET correction = DEFAULT;
             UPDATE maintenance SET holder = DEFAULT, until = DEFAULT

@@ -37,6 +37,7 @@ class Guards:
         if folder and sealing:
             keys = make_keys(folder / "keys")
             self._own["service_b"]["SEAL_PUBLIC_KEY_FILE"] = str(keys.public)
+            self._own["service_b"]["IDEMPOTENCY_SECRET"] = secrets.token_urlsafe()
             self._own["configurator"]["SEAL_KEY_FILE"] = str(keys.private)
 
     @property

@@ -8,6 +8,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from messaging.sealing.keys import key_id, read_public_key
 
+IDEMPOTENCY_SECRET = "an idempotency secret"
+"""What a web process that seals must have besides."""
+
 
 @dataclass(frozen=True)
 class KeyPair:
@@ -15,6 +18,11 @@ class KeyPair:
 
     private: Path
     public: Path
+
+    @property
+    def sealing(self) -> dict[str, str]:
+        """The variables of a web process that seals."""
+        return {"SEAL_PUBLIC_KEY_FILE": str(self.public), "IDEMPOTENCY_SECRET": IDEMPOTENCY_SECRET}
 
     @property
     def id(self) -> str:

@@ -45,8 +45,29 @@ DROP INDEX task_due, task_submitted_by;
 CREATE INDEX task_due ON task (bulk, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX task_submitted_by ON task (bulk, submitted_by, due_at) WHERE submitted_by IS NOT NULL;
 
+-- A client's key, and the task that its request became: the same request makes no other one.
+CREATE TABLE idempotency_key (
+    -- The name of the token; empty without one.
+    submitted_by text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
+    task_id uuid NOT NULL,
+    -- HMAC-SHA256 of the request.
+    digest bytea NOT NULL CHECK (length(digest) = 32),
+    PRIMARY KEY (submitted_by, key)
+);
+CREATE UNIQUE INDEX idempotency_key_task ON idempotency_key (task_id);
+-- What the digests are made with, where the services are told nothing else.
+CREATE TABLE idempotency_secret (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    secret bytea NOT NULL DEFAULT uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+);
+INSERT INTO idempotency_secret DEFAULT VALUES;
+
 -- migrate:down
 SET LOCAL lock_timeout = '10s';
+
+DROP TABLE idempotency_secret;
+DROP TABLE idempotency_key;
 
 -- What has not taken its place yet takes it now.
 DROP INDEX task_start, task_waiting, task_due, task_submitted_by;

@@ -96,6 +96,13 @@ class InvalidBodyError(ApiError):
         self.errors = errors
 
 
+class KeyReusedError(ApiError):
+    """The client has sent another request under the same `Idempotency-Key` before."""
+
+    code = 422
+    message = "The Idempotency-Key was used for another request"
+
+
 class TooManyTasksError(ApiError):
     """The device, or the tokens of the client's name, have as many unfinished tasks as they may."""
 

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 from uuid import UUID
+
+from typing_extensions import Unpack
 
 from service_b.database import Queries
 from service_b.tasks import promotion
@@ -18,14 +20,17 @@ DEADLINE = f"coalesce(not_after + (SELECT correction FROM task_clock), {ACCEPTED
 WISHES = "submitted_by, external_id, retry_of, sealed_for, not_before, bulk"
 WISHED = "submitted_by, external_id, retry_of, sealed_for, not_before, coalesce(bulk, false)"
 
-INSERT = f"""
-WITH new AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $9::text[],
-                         -- Empty where nobody asks for more than the least: then these are null.
-                         $11::text[], $12::uuid[], $13::uuid[], $14::timestamptz[], $15::timestamptz[], $16::boolean[])
+GIVEN = """
+    unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $9::text[],
+           -- Empty where nobody asks for more than the least: then these are null.
+           $11::text[], $12::uuid[], $13::uuid[], $14::timestamptz[], $15::timestamptz[], $16::boolean[])
     WITH ORDINALITY AS new (id, equipment_id, timeout_seconds, parameters, submitted_by,
                             external_id, retry_of, sealed_for, not_before, not_after, bulk, position)
-), first AS (
+"""
+"""The tasks of a batch."""
+
+STORE = f"""
+first AS (
     -- Due at once: the first of its device, where nothing unfinished is in front of it.
     INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
                       {WISHES}, active, due_at)
@@ -59,6 +64,11 @@ WITH new AS MATERIALIZED (
     FROM others JOIN crowd USING (equipment_id) WHERE waiting + place < $10 ORDER BY position
     RETURNING id
 )
+"""
+"""Parts of a statement's WITH, after one called `new`, those of a batch that are to be stored."""
+
+INSERT = f"""
+WITH new AS MATERIALIZED (SELECT * FROM {GIVEN}), {STORE}
 SELECT position, waiting.id IS NULL AS refused FROM others LEFT JOIN waiting USING (id)
 """
 
@@ -112,21 +122,45 @@ async def insert(
     """
     rows = await connection.fetch(
         INSERT,
-        [task.id for task in tasks],
-        [task.equipment_id for task in tasks],
-        [task.timeout_seconds for task in tasks],
-        [task.parameters for task in tasks],
-        grace_seconds,
-        timedelta(seconds=deadline_seconds),
-        keep_parameters,
-        now,
-        [task.submitted_by for task in tasks],
-        max_per_device,
-        *_columns(tasks),
+        *arguments(
+            tasks,
+            grace_seconds=grace_seconds,
+            deadline_seconds=deadline_seconds,
+            keep_parameters=keep_parameters,
+            max_per_device=max_per_device,
+            now=now,
+        ),
     )
     others = [(tasks[row["position"] - 1], row["refused"]) for row in rows]
     await promotion.promote(connection, [task.equipment_id for task, refused in others if not refused])
     return {task.id for task, refused in others if refused}
+
+
+class Terms(TypedDict):
+    """How tasks are stored; see `insert`."""
+
+    grace_seconds: float
+    deadline_seconds: float
+    keep_parameters: str
+    max_per_device: int
+    now: datetime | None
+
+
+def arguments(tasks: Sequence[NewTask], **terms: Unpack[Terms]) -> list[Any]:
+    """Return what `GIVEN` and `STORE` ask for."""
+    return [
+        [task.id for task in tasks],
+        [task.equipment_id for task in tasks],
+        [task.timeout_seconds for task in tasks],
+        [task.parameters for task in tasks],
+        terms["grace_seconds"],
+        timedelta(seconds=terms["deadline_seconds"]),
+        terms["keep_parameters"],
+        terms["now"],
+        [task.submitted_by for task in tasks],
+        terms["max_per_device"],
+        *_columns(tasks),
+    ]
 
 
 def _columns(tasks: Sequence[NewTask]) -> list[list[Any]]:

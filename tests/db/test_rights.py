@@ -12,8 +12,9 @@ from yarl import URL
 
 from tests.system.migrate import Roles, dbmate, environment_of, migrate, prepare, run_script
 
-TABLES = "task", "finished", "service_a", "task_clock", "maintenance"
+TABLES = "task", "finished", "service_a", "task_clock", "maintenance", "idempotency_key"
 OURS = {table: {"SELECT", "INSERT", "UPDATE", "DELETE"} for table in TABLES} | {
+    "idempotency_secret": {"SELECT"},
     "task_begun": {"USAGE", "SELECT"},
     "finished_make_next": {"EXECUTE"},
     "finished_drop_oldest": {"EXECUTE"},

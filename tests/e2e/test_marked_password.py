@@ -160,7 +160,7 @@ async def run(folder: Path, postgres: PostgreSQL, node: RabbitMQ, traces: Traces
     web, configurator = dict[str, str](), dict[str, str]()
     if seals:
         keys = make_keys(folder / "keys")
-        web, configurator = {"SEAL_PUBLIC_KEY_FILE": str(keys.public)}, {"SEAL_KEY_FILE": str(keys.private)}
+        web, configurator = keys.sealing, {"SEAL_KEY_FILE": str(keys.private)}
     async with AsyncExitStack() as stack:
         fake_a = await stack.enter_async_context(new_fake_a())
         script(fake_a, traces.mark)

@@ -7,7 +7,7 @@ import asyncpg
 
 from tests.conftest import eventually
 from tests.e2e.conftest import BODY, Fleet, held, in_thread, serials
-from tests.seals import make_keys
+from tests.seals import KeyPair, make_keys
 from tests.system.processes import Process
 
 LONG = {"SERVICE_A_GRACE_SECONDS": "120"}
@@ -21,20 +21,21 @@ async def needed_keys(fleet: Fleet, webs: list[Process], *ids: str) -> list[floa
 
 async def test_keys_are_changed_with_300_tasks_in_flight_and_nothing_is_lost(fleet: Fleet, tmp_path: Path) -> None:
     old, new = make_keys(tmp_path / "old"), make_keys(tmp_path / "new")
-    public, private = tmp_path / "seal.pub", tmp_path / "seal.key"
+    current = KeyPair(tmp_path / "seal.key", tmp_path / "seal.pub")
+    public, private = current.public, current.private
     public.write_bytes(old.public.read_bytes())
     private.write_bytes(old.private.read_bytes())
     gate = asyncio.Event()
     fleet.fake_a.default = held(gate)
     await fleet.start("service_b.results")
     [configurator] = await fleet.start("configurator", SEAL_KEY_FILE=f"{private},{old.private}", CONCURRENCY="100")
-    webs = await fleet.start("service_b", SEAL_PUBLIC_KEY_FILE=str(public), **LONG)
+    webs = await fleet.start("service_b", **current.sealing, **LONG)
     paths = await fleet.submit(webs[0], serials(150, "FORMER"))
     await fleet.calls(100)
 
     # The wrong order: sealed for a key that no configurator has.
     public.write_bytes(new.public.read_bytes())
-    webs += await fleet.start("service_b", SEAL_PUBLIC_KEY_FILE=str(public), **LONG)
+    webs += await fleet.start("service_b", **current.sealing, **LONG)
     paths += await fleet.submit(webs[1], serials(150, "LATER"))
 
     async def counted() -> bool:
@@ -69,7 +70,7 @@ async def test_what_was_sealed_for_another_task_ends_as_an_error(
     fleet.fake_a.default = held(gate)
     await fleet.start("service_b.results")
     [configurator] = await fleet.start("configurator", SEAL_KEY_FILE=str(keys.private))
-    [web] = await fleet.start("service_b", SEAL_PUBLIC_KEY_FILE=str(keys.public), **LONG)
+    [web] = await fleet.start("service_b", **keys.sealing, **LONG)
     [first] = await fleet.submit(web, ["DEVICE1"])
     await fleet.calls(1)
     [second] = await fleet.submit(web, ["DEVICE1"])

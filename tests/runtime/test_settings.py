@@ -79,6 +79,7 @@ WEB = (
         "MAX_TASKS_PER_DEVICE": "1000",
         "MAX_TASKS_PER_TOKEN": "",
         "SEAL_PUBLIC_KEY_FILE": "",
+        "IDEMPOTENCY_SECRET": "",
     }
 )
 RESULTS = (
@@ -211,6 +212,7 @@ def test_every_variable_is_read(module: str, monkeypatch: pytest.MonkeyPatch, tm
         "HEALTH_HOST": "::1",
         "KNOWN_EQUIPMENT": "ABC1234,DEF5678",
         "SEAL_PUBLIC_KEY_FILE": str(keys.public),
+        "IDEMPOTENCY_SECRET": "x" * 16,
         "SEAL_KEY_FILE": f"{keys.private},{keys.private}",
         "TLS_CERT_FILE": str(pair.certificate),
         "TLS_KEY_FILE": str(pair.key),
@@ -247,6 +249,7 @@ def test_white_space_around_a_url_and_a_password_is_no_part_of_them(
 SECRETS = {
     "AMQP_URL": "amqp://b/",
     "DATABASE_URL": "postgresql://b/",
+    "IDEMPOTENCY_SECRET": "of 16 characters",
     "LEASE_TOKEN": "t",
     "POSTGRES_PASSWORD": "p",
     "RMQ_PASSWORD": "p",
@@ -390,6 +393,7 @@ def test_a_wrong_value_ends_the_process_with_one_line(module: str, variable: str
         *(("service_b", "KEEP_PARAMETERS", whose) for whose in ("some", "FAILED", f"all,{SECRET}")),
         *(("service_b", "SEAL_PUBLIC_KEY_FILE", file) for file in (f"/{SECRET}", "/", SECRET * 300)),
         *(("configurator", "SEAL_KEY_FILE", files) for files in (f"/{SECRET}", "/", ",", f"-----BEGIN\n{SECRET}")),
+        ("service_b", "IDEMPOTENCY_SECRET", SECRET[:15]),
         ("service_b.results", "MAX_ATTEMPTS", "0"),
         *(("service_b", f"MAX_TASKS_PER_{whose}", "0") for whose in ("DEVICE", "TOKEN")),
         *(

@@ -61,6 +61,7 @@ async def test_parameters_are_sealed_for_their_task_before_they_are_stored(
         amqp_url=SecretStr(f"amqp://127.0.0.1:{free_port()}"),
         database_url=SecretStr(database_url),
         seal_public_key_file=keys.public if is_sealed else None,
+        idempotency_secret=SecretStr("made for this test"),
     )
     client = await aiohttp_client(create_app(settings))
     assert await post(client, "SEALED1") == 200

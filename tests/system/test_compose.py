@@ -32,7 +32,7 @@ IN_A_NETWORK = {
     "RESULTS_URL": "http://service_b_results:7775",
 }
 RMQ_USERS = {"service_b": "web", "service_b_results": "results", "configurator": "configurator"}
-SECRETS = {"POSTGRES_PASSWORD", "RMQ_PASSWORD", "LEASE_TOKEN"}
+SECRETS = {"POSTGRES_PASSWORD", "RMQ_PASSWORD", "LEASE_TOKEN", "IDEMPOTENCY_SECRET"}
 """They come from files that are made at the first start, unless somebody names others."""
 IN_A_VOLUME = {"SEAL_PUBLIC_KEY_FILE": "seal.pub", "SEAL_KEY_FILE": "seal.key"}
 """Files that are there unless others are named; an empty name leaves parameters unsealed."""
@@ -104,7 +104,7 @@ def test_a_process_is_watched_where_its_clients_do_not_come(service: str, servic
 
 def test_no_password_stands_in_the_file() -> None:
     """Neither one that works, nor the default of one."""
-    stated = re.findall(r"^ *([A-Z_]*(?:PASS|PASSWORD|_TOKEN|COOKIE)): (.*)$", load_text(), re.MULTILINE)
+    stated = re.findall(r"^ *([A-Z_]*(?:PASS|PASSWORD|_TOKEN|_SECRET|COOKIE)): (.*)$", load_text(), re.MULTILINE)
     stated.remove(("MAX_TASKS_PER_TOKEN", "${MAX_TASKS_PER_TOKEN:-}"))
     assert set(stated) == {(name, f"${{{name}:-}}") for name in SECRETS}
     assert not re.findall(r"[a-z]+://[^/\s]*@", load_text())
