@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 import asyncpg
@@ -14,7 +15,7 @@ from messaging.session import Session
 from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
 from runtime.tls import Reloading
-from service_b.api import docs, routes
+from service_b.api import docs, parts, reading, routes
 from service_b.api.middleware import observing
 from service_b.api.trail import Trail
 from service_b.database import create_pool
@@ -22,6 +23,7 @@ from service_b.maintenance import losses, partitions
 from service_b.maintenance.backlog import BacklogMeter
 from service_b.maintenance.reconciler import ROUND_SECONDS, Reconciler
 from service_b.relay import POLL_SECONDS, Relay
+from service_b.resources import Resources
 from service_b.settings import Settings
 from service_b.statuses import Statuses
 from service_b.submission import Submission
@@ -55,10 +57,11 @@ TOKENS = web.AppKey("TOKENS", Tokens)
 def create_app(settings: Settings, periods: Periods = Periods(), *, tls: Reloading | None = None) -> web.Application:
     """Wire the web process. `tls`: what its public port speaks, to be kept up to date."""
     trail = Trail() if settings.tokens_file else None
-    app = web.Application(middlewares=[observing(trail)], client_max_size=routes.MAX_BODY_BYTES)
+    app = web.Application(middlewares=[observing(trail)], client_max_size=reading.MAX_BODY_BYTES)
     app[SETTINGS] = settings
     app[PERIODS] = periods
-    app[routes.APP_NAME] = settings.app_name
+    app[parts.APP_NAME] = settings.app_name
+    app[parts.HORIZON] = timedelta(days=settings.retention_days / 2)
     app[WAKE] = asyncio.Event()
     app[INTERNAL] = Clock()
     app.cleanup_ctx.extend([_storage, partial(_background, tls=tls)])
@@ -66,7 +69,7 @@ def create_app(settings: Settings, periods: Periods = Periods(), *, tls: Reloadi
         app[TOKENS] = Tokens(settings.tokens_file, look_seconds=periods.tokens)
     else:
         log.warning("api.open", reason="TOKENS_FILE is not set: whoever reaches the port may submit and see tasks")
-    routes.add_routes(app.router, app.get(TOKENS))
+    routes.add_routes(app, app.get(TOKENS))
     docs.add_routes(app.router)
 
     async def storage() -> str | None:
@@ -81,11 +84,13 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
     """Open the table and what stands in front of it; the last batches are flushed before the pool closes."""
     async with create_pool(app[SETTINGS]) as pool:
         app[POOL] = pool
-        submission = app[routes.SUBMISSION] = Submission(pool, app[SETTINGS], app[WAKE], app[INTERNAL])
-        statuses = app[routes.STATUSES] = Statuses(partial(lookups.look_up, pool))
+        submission = app[parts.SUBMISSION] = Submission(pool, app[SETTINGS], app[WAKE], app[INTERNAL])
+        statuses = app[parts.STATUSES] = Statuses(partial(lookups.look_up, pool))
+        resources = app[parts.RESOURCES] = Resources(pool)
         yield
         await submission.close()
         await statuses.close()
+        await resources.close()
         await _close(pool)
 
 

@@ -22,6 +22,8 @@ from service_b.tasks.clock import Clock
 from service_b.tasks.inserts import NewTask, Wishes
 from service_b.tasks.keys import KeyedTask
 
+__all__ = ["FullError", "Submission", "Wishes"]
+
 Whose = Literal["device", "token"]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Any, NoReturn, NotRequired
@@ -43,7 +43,46 @@ class Body(TypedDict):
     parameters: Parameters
 
 
-_check = TypeAdapter(Body).validator.validate_python
+class Shape:
+    """What a body must be like."""
+
+    def __init__(self, body: type, texts: Sequence[str], *, closed: bool) -> None:
+        self._validate = TypeAdapter(body).validator.validate_python
+        # The keys whose text is stored: PostgreSQL and UTF-8 must be able to hold it.
+        self._texts = texts
+        # The keys that there may be, where others are refused; else those are ignored.
+        self._known = frozenset(body.__annotations__) if closed else None
+
+    def check(self, value: Any, raw: bytes) -> None:
+        """Raise `InvalidBodyError` unless what was read of `raw` is like that."""
+        faults = [*self._unknown(value), *self._invalid(value)]
+        if not faults and ESCAPE in raw:  # The only way in for a NUL or half a surrogate pair.
+            places = (place for key in self._texts if key in value for place in _unstorable(value[key], [key]))
+            faults = [
+                {"loc": loc, "msg": "String should hold no NUL and no lone surrogate"}
+                for loc in islice(places, MAX_FAULTS)
+            ]
+        if faults:
+            raise InvalidBodyError(faults)
+
+    def _unknown(self, value: Any) -> list[dict[str, Any]]:
+        """Find out whether there are keys that must not be. They are not named: no echo."""
+        if self._known is None or not isinstance(value, dict) or self._known.issuperset(value):
+            return []
+        return [{"loc": [], "msg": f"Only these keys may be here: {', '.join(sorted(self._known))}"}]
+
+    def _invalid(self, value: Any) -> list[dict[str, Any]]:
+        try:
+            self._validate(value)
+        except ValidationError as error:
+            return [
+                {"loc": list(fault["loc"]), "msg": fault["msg"]}
+                for fault in error.errors(include_input=False, include_context=False, include_url=False)[:MAX_FAULTS]
+            ]
+        return []
+
+
+LEGACY = Shape(Body, ["parameters"], closed=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,34 +102,31 @@ def parse_serial(text: str) -> str:
 
 def parse_request(raw: bytes) -> ConfigureRequest:
     """Check a body: 400 when it is not JSON, 422 with the list of faults when it is not what we take."""
-    raw = raw.removeprefix(BYTE_ORDER_MARK)
-    value = _decode(raw)
+    value = decode(raw)
     # The original task's text writes the parameters with brackets around them.
     if isinstance(value, dict) and isinstance(listed := value.get("parameters"), list) and len(listed) == 1:
         value["parameters"] = listed[0]
-    faults = _faults(value)
-    if not faults and ESCAPE in raw:  # The only way in for a NUL or half a surrogate pair.
-        faults = [
-            {"loc": loc, "msg": "String should hold no NUL and no lone surrogate"}
-            for loc in islice(_unstorable(value["parameters"], ["parameters"]), MAX_FAULTS)
-        ]
-    if faults:
-        raise InvalidBodyError(faults)
-    parameters: dict[str, Any] = value["parameters"]
+    LEGACY.check(value, raw)
+    return ConfigureRequest(value["timeoutInSeconds"], encode_parameters(value["parameters"]))
+
+
+def encode_parameters(parameters: dict[str, Any]) -> str:
+    """Return parameters that were checked as JSON text, without a null `vlan`."""
     if parameters.get("vlan", 0) is None:
         del parameters["vlan"]
     text = pydantic_core.to_json(parameters, inf_nan_mode="constants").decode()
     if "Infinity" in text:
         _refuse_infinite(parameters)
-    return ConfigureRequest(value["timeoutInSeconds"], text)
+    return text
 
 
-def _decode(raw: bytes) -> Any:
-    """Read JSON.
+def decode(raw: bytes) -> Any:
+    """Read JSON: 400 when it is none.
 
     The standard library is asked where the quicker reader gives up, and where an escape may be a lone surrogate:
     pydantic refuses that as if it were no JSON, but it must become a 422 with its place, not a 400.
     """
+    raw = raw.removeprefix(BYTE_ORDER_MARK)
     try:
         if ESCAPE not in raw:
             return _not_too_deep(raw, pydantic_core.from_json(raw, allow_inf_nan=False))
@@ -113,17 +149,6 @@ def _refuse_infinite(parameters: dict[str, Any]) -> None:
         json.dumps(parameters, allow_nan=False)
     except ValueError:  # 1e999
         raise BadRequestError("The body must be JSON without infinite numbers") from None
-
-
-def _faults(value: Any) -> list[dict[str, Any]]:
-    try:
-        _check(value)
-    except ValidationError as error:
-        return [
-            {"loc": list(fault["loc"]), "msg": fault["msg"]}
-            for fault in error.errors(include_input=False, include_context=False, include_url=False)[:MAX_FAULTS]
-        ]
-    return []
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

@@ -9,15 +9,26 @@ FULL_SECONDS = 60
 
 
 class ApiError(Exception):
-    """An answer of ours that is not a success; nothing of the request goes into it."""
+    """An answer of ours that is not a success; nothing of the request goes into it.
+
+    The legacy routes tell `code` and `message`. On the new ones it is a problem (RFC 9457): its type is named by
+    `slug`, summed up by `title`, and `/problems/{slug}` tells its readers the `explanation`.
+    """
 
     code = 500
     message = "Internal provisioning exception"
     headers: ClassVar[Mapping[str, str]] = {}
     errors: Sequence[Mapping[str, Any]] = ()
 
+    slug: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Something is wrong with this service"
+    explanation: ClassVar[str] = (
+        "The request met a fault of this service. Its operators find the cause in the log. Whether a task was stored "
+        "is not known."
+    )
+
     def body(self) -> dict[str, Any]:
-        """Return the answer's JSON object."""
+        """Return the legacy answer's JSON object."""
         body: dict[str, Any] = {"code": self.code, "message": self.message}
         return body | {"errors": self.errors} if self.errors else body
 
@@ -27,6 +38,9 @@ class EquipmentNotFoundError(ApiError):
 
     code = 404
     message = "The requested equipment is not found"
+    slug = "equipment-not-found"
+    title = "There is no such device"
+    explanation = "No device has this serial, or the token is not for it. A serial is 6 to 128 letters and digits."
 
 
 class TaskNotFoundError(ApiError):
@@ -34,6 +48,9 @@ class TaskNotFoundError(ApiError):
 
     code = 404
     message = "The requested task is not found"
+    slug = "task-not-found"
+    title = "There is no such task"
+    explanation = "No task has this id, it has been forgotten since, or the token may not see it."
 
 
 class NoTokenError(ApiError):
@@ -42,6 +59,9 @@ class NoTokenError(ApiError):
     code = 401
     message = "A token is needed"
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+    slug = "no-token"
+    title = "A token is needed"
+    explanation = "Send one as 'Authorization: Bearer cpe_...'. The operators of this service give them out."
 
 
 class InvalidTokenError(ApiError):
@@ -50,6 +70,11 @@ class InvalidTokenError(ApiError):
     code = 401
     message = "The token is not valid"
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+    slug = "invalid-token"
+    title = "The token is not valid"
+    explanation = (
+        "What was sent is no token, or one that is unknown, revoked or expired. A request carries exactly one."
+    )
 
 
 class InsufficientScopeError(ApiError):
@@ -58,6 +83,9 @@ class InsufficientScopeError(ApiError):
     code = 403
     message = "The token does not allow this"
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
+    slug = "insufficient-scope"
+    title = "The token does not allow this"
+    explanation = "The token has none of the roles that this route is for."
 
 
 class OtherSiteError(ApiError):
@@ -65,16 +93,34 @@ class OtherSiteError(ApiError):
 
     code = 403
     message = "Requests from other sites are refused"
+    slug = "other-site"
+    title = "Requests from other sites are refused"
+    explanation = (
+        "A browser said that a page of another site sends this (Sec-Fetch-Site, Origin). Ask from a server instead."
+    )
 
 
 class BadRequestError(ApiError):
     """The body cannot be read."""
 
     code = 400
+    slug = "bad-request"
+    title = "The request cannot be read"
+    explanation = "A part of the request is malformed; the detail says which. The same request will not do better."
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+class TooLargeError(ApiError):
+    """The body is larger than any that we take."""
+
+    code = 413
+    message = "Request Entity Too Large"
+    slug = "body-too-large"
+    title = "The body is too large"
+    explanation = "A body has 65,536 bytes at most."
 
 
 class CompressedBodyError(ApiError):
@@ -83,6 +129,9 @@ class CompressedBodyError(ApiError):
     code = 415
     message = "The body must not be compressed"
     headers: ClassVar[Mapping[str, str]] = {"Accept-Encoding": "identity"}
+    slug = "compressed-body"
+    title = "The body must not be compressed"
+    explanation = "Send it as it is, without Content-Encoding."
 
 
 class InvalidBodyError(ApiError):
@@ -90,6 +139,12 @@ class InvalidBodyError(ApiError):
 
     code = 422
     message = "The request is not valid"
+    slug = "invalid-request"
+    title = "The request is not valid"
+    explanation = (
+        "The request can be read, but asks for something that cannot be. 'errors' lists what is wrong: 'loc' is the "
+        "way to the place, 'msg' what should be there."
+    )
 
     def __init__(self, errors: list[dict[str, Any]]) -> None:
         super().__init__(self.message)
@@ -101,6 +156,12 @@ class KeyReusedError(ApiError):
 
     code = 422
     message = "The Idempotency-Key was used for another request"
+    slug = "key-reused"
+    title = "The Idempotency-Key was used for another request"
+    explanation = (
+        "The same token has sent another request under this key before. A key belongs to one request, as long as its "
+        "task is kept: send this one under a new key."
+    )
 
 
 class TooManyTasksError(ApiError):
@@ -108,6 +169,12 @@ class TooManyTasksError(ApiError):
 
     code = 429
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(FULL_SECONDS)}
+    slug = "too-many-tasks"
+    title = "Too many tasks are unfinished"
+    explanation = (
+        "The device, or the client, has as many unfinished tasks as it may have. Nothing was stored: send it again "
+        "after 'Retry-After' seconds."
+    )
 
     def __init__(self, whose: str) -> None:
         self.message = f"Too many tasks of this {whose} are unfinished"
@@ -120,3 +187,19 @@ class UnavailableError(ApiError):
     code = 503
     message = "The storage is unavailable, try again"
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    slug = "storage-unavailable"
+    title = "The storage is unavailable"
+    explanation = (
+        "The database did not answer in time. Whether a task was stored is not known. Send it again after 'Retry-After'"
+        " seconds."
+    )
+
+
+class ProblemNotFoundError(ApiError):
+    """There is no such kind of error."""
+
+    code = 404
+    message = "There is no such problem"
+    slug = "problem-not-found"
+    title = "There is no such problem"
+    explanation = "No answer of this service has a type of this name."

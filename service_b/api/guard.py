@@ -22,12 +22,17 @@ class Handler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of the API, and the roles of which a token must have one; with none any token will do."""
+    """A route of the API, and the roles of which a token must have one; with none of them any token will do.
+
+    `roles` None: it needs no token, and its handler gets no caller.
+    """
 
     method: str
     path: str
     handler: Handler
-    roles: frozenset[Role]
+    roles: frozenset[Role] | None
+    # Its errors are problems (RFC 9457), not the legacy contract's.
+    problems: bool = False
 
 
 def guarded(route: Route, tokens: Tokens) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:

@@ -6,17 +6,16 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from runtime.answers import json_error
+from runtime.answers import Answer, json_error
 from runtime.http import observe
+from service_b.api import problems
 from service_b.api.errors import ApiError, UnavailableError
+from service_b.api.parts import PROBLEMATIC
 from service_b.api.sites import refuse_other_sites
 from service_b.api.trail import Trail
 from service_b.storage import StorageRefusedError, StorageUnavailableError
 
 log = structlog.stdlib.get_logger(__name__)
-
-MESSAGES = {413: "Request Entity Too Large"}
-"""Python 3.13 gave this code another name; a client reads the same words from every version."""
 
 
 def observing(trail: Trail | None = None) -> Middleware:
@@ -33,21 +32,27 @@ def observing(trail: Trail | None = None) -> Middleware:
             refuse_other_sites(request.headers)
             response = await handler(request)
         except ApiError as error:
-            response = json_error(error.code, error.body(), error.headers)
+            response = _failure(request, error)
         except StorageUnavailableError:
-            response = json_error(UnavailableError.code, UnavailableError().body(), UnavailableError.headers)
+            response = _failure(request, UnavailableError())
         except StorageRefusedError:
-            response = json_error(ApiError.code, ApiError().body())
+            response = _failure(request, ApiError())
         except web.HTTPException as error:
             headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-            message = MESSAGES.get(error.status, error.reason)
-            response = json_error(error.status, {"code": error.status, "message": message}, headers)
+            response = json_error(error.status, {"code": error.status, "message": error.reason}, headers)
         except Exception:
             log.exception("http.bug", method=request.method, route=str(request.match_info.route.resource))
-            response = json_error(ApiError.code, ApiError().body())
+            response = _failure(request, ApiError())
         observe(request, response.status, time.perf_counter() - started)
         if trail is not None:
             trail.note(request, response.status)
         return response
 
     return observe_and_answer
+
+
+def _failure(request: web.Request, error: ApiError) -> Answer:
+    """Tell of an error as the route's clients expect it."""
+    if request.match_info.route.resource in request.app[PROBLEMATIC]:
+        return problems.answer(error)
+    return json_error(error.code, error.body(), error.headers)

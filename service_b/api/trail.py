@@ -16,22 +16,26 @@ LINES = 10
 class Caller:
     """Who asks, by the token, and what the trail says of that."""
 
-    __slots__ = ("access", "is_refused", "task")
+    __slots__ = ("access", "device", "is_refused", "task")
 
     def __init__(self, access: Access) -> None:
         self.access = access
         # The task that it has made, or asks for.
         self.task: str | None = None
+        # The device that it asks for.
+        self.device: str | None = None
         # It was told that something does not exist which it may not see.
         self.is_refused = False
 
     def covers(self, equipment_id: str) -> bool:
         """Tell whether a device is the caller's."""
+        self.device = equipment_id
         self.is_refused = not self.access.covers(equipment_id)
         return not self.is_refused
 
     def sees(self, equipment_id: str, submitted_by: str | None) -> bool:
         """Tell whether the caller may see a task; see `Access.sees`."""
+        self.device = equipment_id
         self.is_refused = not self.access.sees(equipment_id, submitted_by)
         return not self.is_refused
 
@@ -60,6 +64,8 @@ class Trail:
         ):
             return
         device = request.match_info.get("id", "")
+        if not SERIAL.fullmatch(device):
+            device = (caller and caller.device) or ""
         if not self._lines:
             self._now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
             asyncio.get_running_loop().call_soon(self._write)
@@ -67,7 +73,7 @@ class Trail:
             f'{{"event":"api.act","level":"info","logger":"{AUDIT.name}","timestamp":"{self._now}",'
             f'"token":{_quoted(caller and caller.access.name)},"remote":{_quoted(request.remote)},'
             f'"method":"{request.method}","route":"{resource.canonical}",'
-            f'"equipment_id":{_quoted(device if SERIAL.fullmatch(device) else None)},'
+            f'"equipment_id":{_quoted(device)},'
             f'"task_id":{_quoted(caller and caller.task)},"code":{code}}}'
         )
 

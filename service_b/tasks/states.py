@@ -10,6 +10,9 @@ compared with. See `clock`.
 What people are told (`created_at`, `finished_at`) is the database's plain clock.
 """
 
+CORRECTION = "(SELECT correction FROM task_clock)"
+"""Internal time less this is the plain clock."""
+
 WAITING = "(NOT active AND start_at IS NULL)"
 """Another task of its device comes first."""
 

@@ -13,7 +13,7 @@ from pytest_aiohttp.plugin import AiohttpClient
 from yarl import URL
 
 from messaging.sealing.opener import Opener
-from service_b.api import routes
+from service_b.api import parts
 from service_b.app import create_app
 from service_b.settings import Settings
 from tests.conftest import DEADLINE_SECONDS, eventually
@@ -43,7 +43,7 @@ async def test_a_task_that_was_refused_while_it_waited_is_not_stored_afterwards(
         proxy.blackhole(True)
         # This one is in a statement by the time that the others come: whether it is stored, nobody can know.
         unknown = asyncio.create_task(post(client, "UNKNOWN"))
-        await eventually(lambda: application[routes.SUBMISSION]._inserts._batcher._in_flush)
+        await eventually(lambda: application[parts.SUBMISSION]._inserts._batcher._in_flush)
         refused = await asyncio.gather(*(post(client, f"WAITING{retry}") for retry in range(40)))
         assert {await unknown, *refused} == {503}
         proxy.blackhole(False)

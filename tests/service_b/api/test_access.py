@@ -74,6 +74,7 @@ async def client(
 
 
 CPE, STATUS = "/api/v1/equipment/cpe/{id}", "/api/v1/equipment/cpe/{id}/task/{task}"
+TASK = "/api/v1/tasks/{id}"
 
 MATRIX: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {
     # none, submit, read, operate, admin
@@ -93,11 +94,23 @@ MATRIX: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {
     },
     ("GET", "/openapi.json"): {"": (200,) * 5},
     **{("GET", path): {"": (200,) * 5} for path in docs.FILES},
+    ("POST", "/api/v1/tasks"): {
+        "own device": (401, 202, 403, 403, 202),
+        "other's device": (401, 404, 403, 403, 202),
+        "no device": (401, 422, 403, 403, 422),
+    },
+    ("GET", TASK): {
+        "own task": (401, 403, 200, 200, 200),
+        "other's task": (401, 403, 404, 200, 200),
+        "other's device": (401, 403, 404, 404, 200),
+        "no task": (401, 403, 404, 404, 404),
+    },
+    ("GET", "/problems/{slug}"): {"": (200,) * 5},
     ("GET", "/health/live"): {"": (200,) * 5},
     ("GET", "/health/ready"): {"": (200,) * 5},
     ("GET", "/metrics"): {"": (200,) * 5},
 }
-"""Section 8 of the contract, route by route: what each of `by_role` is answered. HEAD is answered as GET is."""
+"""Sections 8 and 9 of the contract, route by route: what each of `by_role` is answered. HEAD is answered as GET is."""
 
 
 def served(client: Client) -> set[tuple[str, str]]:
@@ -133,8 +146,9 @@ async def test_the_matrix(client: Client, sql: asyncpg.Connection, by_role: dict
                     "other's task by another device": (DEVICE, foreign),
                     "no device": ("short", theirs),
                 }.get(case, (DEVICE, str(uuid4())))
-                at = URL(path.format(id=device, task=task))
-                response = await client.request(method, at, json=BODY if method == "POST" else None, headers=header)
+                at = URL(path.format(id=task if path.startswith(TASK) else device, task=task, slug="no-token"))
+                body = BODY | {"equipmentId": device} if method == "POST" else None
+                response = await client.request(method, at, json=body, headers=header)
                 answers.append(response.status)
                 if method == "GET":
                     assert (await client.head(at, headers=header)).status == response.status
@@ -142,6 +156,18 @@ async def test_the_matrix(client: Client, sql: asyncpg.Connection, by_role: dict
     assert found == {
         (method, path, case): told for (method, path), cases in MATRIX.items() for case, told in cases.items()
     }
+
+
+async def test_refusals_are_problems_on_the_new_routes(client: Client, by_role: dict[str, dict[str, str]]) -> None:
+    for sent, code, slug in (
+        ({}, 401, "no-token"),
+        ({"Authorization": "Bearer SECRET"}, 401, "invalid-token"),
+        (by_role["read"], 403, "insufficient-scope"),
+    ):
+        response = await client.post("/api/v1/tasks", json=BODY, headers=sent)
+        assert (response.status, response.content_type) == (code, "application/problem+json")
+        assert (await response.json(content_type=None))["type"] == f"/problems/{slug}"
+        assert response.headers["WWW-Authenticate"].startswith("Bearer")
 
 
 async def assert_refused(response: ClientResponse, code: int, message: str, challenge: str) -> None:

@@ -30,7 +30,7 @@ OPERATIONS = {
 async def client() -> AsyncIterator[Client]:
     """All that the web process serves, with nothing behind it."""
     app = web.Application()
-    routes.add_routes(app.router, None)
+    routes.add_routes(app, None)
     docs.add_routes(app.router)
     add_health_routes(app)
     async with serving(app) as made:
@@ -65,7 +65,7 @@ def test_the_roles_are_described() -> None:
         described = OPERATIONS[route.method, re.sub(r":[^}]*\}", "}", route.path)].get(
             "security", DESCRIPTION["security"]
         )
-        assert {role for way in described for role in way["token"]} == route.roles, route.path
+        assert {role for way in described for role in way["token"]} == set(route.roles or ()), route.path
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=[" ".join(names) for names in OPERATIONS])

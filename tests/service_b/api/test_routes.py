@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 from yarl import URL
 
-from service_b.api import routes
+from service_b.api import parts, reading
 from service_b.app import create_app
 from service_b.database import DatabaseSettings
 from service_b.settings import Settings
@@ -378,7 +378,7 @@ async def test_a_bug_is_opaque(client: Client, task: str, monkeypatch: pytest.Mo
     async def broken(_: str) -> None:
         raise ZeroDivisionError("SECRET")
 
-    monkeypatch.setattr(client.app[routes.STATUSES], "get", broken)
+    monkeypatch.setattr(client.app[parts.STATUSES], "get", broken)
     await assert_answer(await client.get(task), 500, PROVISIONING_EXCEPTION)
 
 
@@ -447,7 +447,7 @@ async def test_malformed_chunks(refusing: Client) -> None:
 
 async def test_malformed_chunks_after_a_good_head(refusing: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """aiohttp tells nobody of a chunk that it cannot read: without a limit its client would wait for ever."""
-    monkeypatch.setattr(routes, "BODY_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(reading, "BODY_TIMEOUT_SECONDS", 0.2)
     reader, writer = await asyncio.open_connection(refusing.host, refusing.port)
     writer.write(f"POST {PATH}/ABC1234 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n".encode())
     await eventually(requests_at_work)
@@ -573,7 +573,7 @@ async def test_a_row_that_the_table_refuses_is_a_bug_and_spoils_no_other(
 async def test_too_many_waiting_requests_are_told_to_come_again(
     client: Client, task: str, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.app[routes.STATUSES]._lookups._batcher, "_max_waiting", 0)
+    monkeypatch.setattr(client.app[parts.STATUSES]._lookups._batcher, "_max_waiting", 0)
     await assert_unavailable(await client.get(task))
 
 

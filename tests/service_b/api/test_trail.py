@@ -58,6 +58,23 @@ async def test_an_act_leaves_one_line(
     ]
 
 
+async def test_the_new_routes_leave_the_device_too(
+    client: Client, by_role: dict[str, dict[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = []
+    for device in (DEVICE, FOREIGN):
+        response = await client.post("/api/v1/tasks", json=BODY | {"equipmentId": device}, headers=by_role["admin"])
+        made.append((await response.json())["id"])
+    await client.get(f"/api/v1/tasks/{made[1]}", headers=by_role["operate"])
+    await client.get(f"/api/v1/tasks/{made[0]}", headers=by_role["operate"])
+    told = [(entry["route"], entry["equipment_id"], entry["task_id"], entry["code"]) for entry in trail(caplog)]
+    assert told == [
+        ("/api/v1/tasks", DEVICE, made[0], 202),
+        ("/api/v1/tasks", FOREIGN, made[1], 202),
+        ("/api/v1/tasks/{id}", FOREIGN, made[1], 404),
+    ]
+
+
 async def test_every_refusal_leaves_one_line(
     client: Client, by_role: dict[str, dict[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:

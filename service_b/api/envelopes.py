@@ -1,0 +1,77 @@
+"""What a client may send to have a task made, beyond the legacy body."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, NotRequired
+
+from pydantic import AfterValidator, Field, with_config
+from typing_extensions import TypedDict
+
+from service_b.api.bodies import SERIAL, Body, ConfigureRequest, Shape, decode, encode_parameters
+from service_b.api.errors import InvalidBodyError
+from service_b.api.times import parse_time
+from service_b.submission import Wishes
+
+
+def _check_time(text: str) -> str:
+    parse_time(text)
+    return text
+
+
+Time = Annotated[str, AfterValidator(_check_time)]
+
+
+@with_config(strict=True)
+class Envelope(Body, TypedDict):
+    """The body of `POST /api/v1/tasks`."""
+
+    equipmentId: Annotated[str, Field(pattern=f"^{SERIAL.pattern}$")]
+    externalId: NotRequired[Annotated[str, Field(min_length=1, max_length=128)] | None]
+    notBefore: NotRequired[Time | None]
+    notAfter: NotRequired[Time | None]
+
+
+ENVELOPE = Shape(Envelope, ["externalId", "parameters"], closed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """A good request for a task."""
+
+    equipment_id: str
+    configure: ConfigureRequest
+    wishes: Wishes
+
+
+def parse_envelope(raw: bytes, horizon: timedelta) -> TaskRequest:
+    """Check the body of a task, as `bodies.parse_request` does. Its times may be as far ahead as `horizon`."""
+    value = decode(raw)
+    ENVELOPE.check(value, raw)
+    not_before, not_after = read_times(value, horizon)
+    return TaskRequest(
+        value["equipmentId"],
+        ConfigureRequest(value["timeoutInSeconds"], encode_parameters(value["parameters"])),
+        Wishes(value.get("externalId"), not_before, not_after),
+    )
+
+
+def read_times(value: dict[str, Any], horizon: timedelta) -> tuple[datetime | None, datetime | None]:
+    """Return `notBefore` and `notAfter` of a body whose shape is right: 422 for those that no task could keep."""
+    times = {key: parse_time(text) for key in ("notBefore", "notAfter") if (text := value.get(key)) is not None}
+    not_before, not_after = times.get("notBefore"), times.get("notAfter")
+    if faults := list(_faults(not_before, not_after, datetime.now(UTC), horizon)):
+        raise InvalidBodyError(faults)
+    return not_before, not_after
+
+
+def _faults(
+    not_before: datetime | None, not_after: datetime | None, now: datetime, horizon: timedelta
+) -> Iterator[dict[str, Any]]:
+    for key, time in ("notBefore", not_before), ("notAfter", not_after):
+        if time and time > now + horizon:
+            yield {"loc": [key], "msg": f"Time should be at most {horizon / timedelta(days=1):g} days ahead"}
+    if not_after and not_after <= now:
+        yield {"loc": ["notAfter"], "msg": "Time should be in the future"}
+    if not_after and not_before and not_after <= not_before:
+        yield {"loc": ["notAfter"], "msg": "Time should be later than notBefore"}

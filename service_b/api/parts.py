@@ -1,0 +1,19 @@
+"""What the handlers work with, under its keys in the application."""
+
+from datetime import timedelta
+
+from aiohttp import web
+from aiohttp.web_urldispatcher import AbstractResource
+
+from service_b.resources import Resources
+from service_b.statuses import Statuses
+from service_b.submission import Submission
+
+APP_NAME = web.AppKey("APP_NAME", str)
+SUBMISSION = web.AppKey("SUBMISSION", Submission)
+STATUSES = web.AppKey("STATUSES", Statuses)
+RESOURCES = web.AppKey("RESOURCES", Resources)
+HORIZON = web.AppKey("HORIZON", timedelta)
+"""How far ahead a task may begin or be given up."""
+PROBLEMATIC = web.AppKey("PROBLEMATIC", frozenset[AbstractResource | None])
+"""Where errors are told as problems."""

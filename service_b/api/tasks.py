@@ -1,0 +1,99 @@
+"""The task as a resource: making one, and all that there is to tell of it."""
+
+import json
+from typing import Any
+
+from aiohttp import web
+
+from runtime.answers import Answer
+from service_b.api.envelopes import parse_envelope
+from service_b.api.errors import EquipmentNotFoundError, TaskNotFoundError, TooManyTasksError
+from service_b.api.guard import Route
+from service_b.api.parts import HORIZON, RESOURCES, SUBMISSION
+from service_b.api.reading import CANONICAL_UUID, read
+from service_b.api.times import show_time
+from service_b.api.trail import Caller
+from service_b.resources import Task
+from service_b.submission import FullError
+
+TASKS = "/api/v1/tasks"
+TASK = f"{TASKS}/{{id:[^/]+}}"
+
+
+async def make_task(request: web.Request, caller: Caller | None = None) -> web.StreamResponse:
+    """Store a task, and show it once it is committed."""
+    wanted = parse_envelope(await read(request), request.app[HORIZON])
+    if caller and not caller.covers(wanted.equipment_id):
+        raise EquipmentNotFoundError
+    configure = wanted.configure
+    try:
+        task_id = await request.app[SUBMISSION].submit(
+            wanted.equipment_id,
+            configure.timeout_seconds,
+            configure.parameters,
+            caller.access.name if caller else None,
+            wanted.wishes,
+        )
+    except FullError as error:
+        raise TooManyTasksError("client" if error.whose == "token" else "equipment") from None
+    name = str(task_id)
+    if caller:
+        caller.task = name
+    return show(202, await request.app[RESOURCES].get(name), {"Location": f"{TASKS}/{name}"})
+
+
+async def show_task(request: web.Request, caller: Caller | None = None) -> web.StreamResponse:
+    """Tell all there is to tell of a task."""
+    return show(200, await find(request, caller))
+
+
+async def find(request: web.Request, caller: Caller | None) -> Task:
+    """Find the task of the request's path; what the caller may not see does not exist."""
+    name = request.match_info["id"]
+    if not CANONICAL_UUID.fullmatch(name):
+        raise TaskNotFoundError
+    if caller:
+        caller.task = name
+    task = await request.app[RESOURCES].get(name)
+    if task is None or (caller and not caller.sees(task.equipment_id, task.submitted_by)):
+        raise TaskNotFoundError
+    return task
+
+
+def show(code: int, task: Task | None, headers: dict[str, str] | None = None) -> Answer:
+    """Make the answer that shows a task."""
+    if task is None:  # Forgotten since a moment ago, by somebody's own SQL.
+        raise TaskNotFoundError
+    return Answer(code, json.dumps(shown(task), separators=(",", ":")).encode(), headers)
+
+
+def shown(task: Task) -> dict[str, Any]:
+    """Return a task's JSON object (contract, section 9)."""
+    return {
+        "id": str(task.id),
+        "equipmentId": task.equipment_id,
+        "state": task.state,
+        "externalId": task.external_id,
+        "campaign": None,
+        "submittedBy": task.submitted_by,
+        "timeoutInSeconds": task.timeout_seconds,
+        "attempt": task.attempt,
+        "ahead": task.ahead,
+        "cancelRequested": task.cancel_requested,
+        "retryOf": task.retry_of and str(task.retry_of),
+        "createdAt": show_time(task.created_at),
+        "notBefore": show_time(task.not_before),
+        "notAfter": show_time(task.not_after),
+        "begunAt": show_time(task.begun_at),
+        "finishedAt": show_time(task.finished_at),
+        "nextAttemptAt": show_time(task.next_attempt_at),
+        "code": task.code,
+        "reason": task.reason,
+        "history": task.history,
+    }
+
+
+ROUTES = (
+    Route("POST", TASKS, make_task, frozenset({"submit"}), problems=True),
+    Route("GET", TASK, show_task, frozenset({"read", "operate"}), problems=True),
+)
