@@ -482,6 +482,13 @@ CREATE INDEX task_overdue ON public.task USING btree (overdue_at) WHERE (begun_a
 
 
 --
+-- Name: task_scheduled; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX task_scheduled ON public.task USING btree (equipment_id) WHERE ((NOT active) AND (start_at IS NOT NULL));
+
+
+--
 -- Name: task_start; Type: INDEX; Schema: public; Owner: -
 --
 

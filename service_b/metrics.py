@@ -8,6 +8,7 @@ DISPATCHED = Counter("tasks_dispatched", "Attempts handed to the broker", ["publ
 SPARED = Gauge("service_a_spared", "Whether service A gets one call every few seconds only, as it answers none")
 LOST_DISPATCHES = Counter("tasks_lost_dispatches", "Messages that nobody had begun in time: their tasks are due again")
 LOST_CALLS = Counter("tasks_lost_calls", "Reports of calls that had no outcome in time")
+CANCELLED = Counter("tasks_cancelled", "Tasks ended because somebody cancelled them")
 EXPIRED = Counter("tasks_expired", "Tasks ended at their deadline")
 LEADING = Gauge("maintenance_leading", "1 in the process that does the maintenance")
 ROUND_AGE = Gauge("maintenance_round_age_seconds", "How long ago this process last did it, or asked for its turn")

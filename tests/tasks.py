@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,13 +16,13 @@ from service_b.tasks.claims import Dispatch
 from service_b.tasks.endings import MOVE
 from service_b.tasks.inserts import NewTask, Wishes
 from service_b.tasks.outcomes import Change
-from service_b.tasks.states import DISPATCHED, DUE, NOW, RUNNING, WAITING
+from service_b.tasks.states import DISPATCHED, DUE, NOW, RUNNING, SCHEDULED, WAITING
 
 A, B, C = "DEVICE0A", "DEVICE0B", "DEVICE0C"
 
 STATE = f"""
-    CASE WHEN {WAITING} THEN 'waiting' WHEN {DUE} THEN 'due' WHEN {DISPATCHED} THEN 'dispatched'
-         WHEN {RUNNING} THEN 'running' END
+    CASE WHEN {SCHEDULED} THEN 'scheduled' WHEN {WAITING} THEN 'waiting' WHEN {DUE} THEN 'due'
+         WHEN {DISPATCHED} THEN 'dispatched' WHEN {RUNNING} THEN 'running' END
 """
 
 EVERY_TASK = f"""(
@@ -142,9 +142,11 @@ async def one_of_each(pool: Queries) -> dict[str, Dispatch]:
     claimed = {dispatch.id: dispatch for dispatch in await claims.claim(pool, 9)}
     await begin(pool, *(claimed[id_] for id_ in (due, success, error, running)))
     await apply(pool, give_back(claimed[due]), finish(claimed[success]), finish(claimed[error], 404))
-    never = Dispatch(waiting, 0, A, 1, 1, "{}")
+    tomorrow = Wishes(not_before=datetime.now(UTC) + timedelta(days=1))
+    [scheduled] = await accept(pool, "DEVICE0F", wishes=tomorrow)
     return {
-        "waiting": never,
+        "scheduled": Dispatch(scheduled, 0, "DEVICE0F", 1, 1, "{}"),
+        "waiting": Dispatch(waiting, 0, A, 1, 1, "{}"),
         "due": claimed[due],
         "dispatched": claimed[dispatched],
         "running": claimed[running],
@@ -162,13 +164,13 @@ async def internal_time(pool: Queries) -> datetime:
 async def expire(pool: Queries, limit: int) -> list[UUID]:
     """End tasks past their deadline."""
     async with connected(pool) as connection:
-        return await expiry.expire(connection, await internal_time(connection), limit)
+        return [ended.id for ended in await expiry.expire(connection, await internal_time(connection), limit)]
 
 
 async def end_used_up(pool: Queries, limit: int) -> list[UUID]:
     """End tasks that have had their attempts."""
     async with connected(pool) as connection:
-        return await expiry.end_used_up(connection, await internal_time(connection), limit)
+        return [ended.id for ended in await expiry.end_used_up(connection, await internal_time(connection), limit)]
 
 
 async def promote_stranded(pool: Queries, after: str, limit: int) -> tuple[str, int]:
@@ -219,7 +221,8 @@ async def let_time_pass(sql: asyncpg.Connection, seconds: float) -> None:
     await sql.execute(
         """
         UPDATE task SET due_at = due_at - span, deadline_at = deadline_at - span, created_at = created_at - span,
-               dispatched_at = dispatched_at - span, begun_at = begun_at - span, overdue_at = overdue_at - span
+               dispatched_at = dispatched_at - span, begun_at = begun_at - span, overdue_at = overdue_at - span,
+               start_at = start_at - span
         FROM make_interval(secs => $1) AS span
         """,
         seconds,

@@ -40,6 +40,7 @@ ALTER TABLE finished
 DROP INDEX task_waiting;
 CREATE INDEX task_waiting ON task (equipment_id, seq) WHERE NOT active AND start_at IS NULL;
 CREATE INDEX task_start ON task (start_at) WHERE start_at IS NOT NULL;
+CREATE INDEX task_scheduled ON task (equipment_id) WHERE NOT active AND start_at IS NOT NULL;
 -- What came singly is claimed first; so each kind is looked up by itself.
 DROP INDEX task_due, task_submitted_by;
 CREATE INDEX task_due ON task (bulk, due_at) WHERE due_at IS NOT NULL;
@@ -70,7 +71,7 @@ DROP TABLE idempotency_secret;
 DROP TABLE idempotency_key;
 
 -- What has not taken its place yet takes it now.
-DROP INDEX task_start, task_waiting, task_due, task_submitted_by;
+DROP INDEX task_start, task_scheduled, task_waiting, task_due, task_submitted_by;
 CREATE INDEX task_due ON task (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX task_submitted_by ON task (submitted_by, due_at) WHERE submitted_by IS NOT NULL;
 CREATE INDEX task_waiting ON task (equipment_id, seq) WHERE NOT active;

@@ -63,7 +63,7 @@ class BacklogMeter(Collector):
         if age > STALE_PERIODS * self._pause:
             return
         unfinished = GaugeMetricFamily("tasks_unfinished", "Unfinished tasks, by state", labels=["state"])
-        for state in ("waiting", "due", "dispatched", "running"):
+        for state in ("scheduled", "waiting", "due", "dispatched", "running"):
             unfinished.add_metric([state], getattr(backlog, state))
         yield unfinished
         if self._seals:

@@ -12,7 +12,7 @@ from runtime import clock
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS, Connection
 from service_b.tasks import clock as task_clock
-from service_b.tasks import expiry, leadership, mending, overdue, promotion
+from service_b.tasks import expiry, leadership, mending, overdue, promotion, starts
 from service_b.tasks.clock import Clock
 
 log = structlog.stdlib.get_logger(__name__)
@@ -27,7 +27,7 @@ MEND_SECONDS = 30.0
 
 
 class Reconciler:
-    """Ends tasks that nobody else ends, repeats dispatches that nobody began, promotes stranded tasks.
+    """Starts scheduled tasks, ends those that nobody else ends, repeats dispatches that nobody began, promotes.
 
     The process that leads does this in rounds; the others only look at the clock, and whether it is their turn. All
     of it needs the database alone.
@@ -100,12 +100,15 @@ class Reconciler:
         """Do some of all that is to be done; tell whether that was all of it."""
         if (now := self._internal.now()) is None:
             return True
+        started = await starts.start(connection, now, BATCH)
         expired = await expiry.expire(connection, now, BATCH)
         expired += await expiry.end_used_up(connection, now, BATCH)
-        metrics.EXPIRED.inc(len(expired))
+        cancelled = sum(task.by == "cancel" for task in expired)
+        metrics.CANCELLED.inc(cancelled)
+        metrics.EXPIRED.inc(len(expired) - cancelled)
         metrics.FINISHED.labels(500).inc(len(expired))
-        for task_id in expired:
-            log.warning("task.expired", task_id=str(task_id))
+        for task in expired:
+            log.warning("task.cancelled" if task.by == "cancel" else "task.expired", task_id=str(task.id))
         silent = await overdue.repeat_dispatches(connection, now, BATCH)
         metrics.LOST_DISPATCHES.inc(len(silent))
         for task_id, attempt in silent:
@@ -114,4 +117,4 @@ class Reconciler:
         if promoted:
             metrics.STRANDED.inc(promoted)
             log.warning("reconciler.stranded", tasks=promoted)
-        return max(len(expired), len(silent)) < BATCH
+        return max(started, len(expired), len(silent)) < BATCH

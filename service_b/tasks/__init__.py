@@ -5,16 +5,18 @@ The states
 
 A task is in exactly one state, which its row tells (the conditions are in `states`, in this one place):
 
-               promote         claim              lease             a final outcome
-    ─▶ waiting ────────▶ due ────────▶ dispatched ────────▶ running ─────────────────▶ success | error
-       │                 │ ▲              │  │                 │                          ▲
-       │                 │ ├──────────────┘  │                 │                          │
-       │                 │ │ message lost    │                 │                          │
-       │                 │ └─────────────────┼─────────────────┘                          │
-       │                 │                   │ another outcome                            │
-       └─────────────────┴───────────────────┴────────────────────────────────────────────┘
-                           the deadline has passed, or the attempts are used up
+                start       promote         claim              lease             a final outcome
+    ─▶ scheduled ───▶ waiting ────────▶ due ────────▶ dispatched ────────▶ running ─────────────────▶ success | error
+       │              │                 │ ▲              │  │                 │                          ▲
+       │              │                 │ ├──────────────┘  │                 │                          │
+       │              │                 │ │ message lost    │                 │                          │
+       │              │                 │ └─────────────────┼─────────────────┘                          │
+       │              │                 │                   │ another outcome                            │
+       └──────────────┴─────────────────┴───────────────────┴────────────────────────────────────────────┘
+                                          the deadline has passed, or the attempts are used up
 
+- *scheduled*: its client wants it to begin later, at `start_at`. Until then it is not in the line of its device, and
+  holds nothing up; then it takes the place that its acceptance gives it.
 - *waiting*: another task of its device comes first.
 - *due*: its next attempt may be dispatched at `due_at`. That may lie in the future: the device must be left alone, or
   it is polite to wait.
@@ -34,6 +36,8 @@ The transitions
 | --- | --- | --- | --- | --- |
 | - | due | web, on a POST | `inserts` | nothing unfinished of its device is seen; the unique index |
 | - | waiting | web, on a POST | `inserts` | something is |
+| - | scheduled | web, on a POST | `inserts` | its client wants it later |
+| scheduled | waiting | the reconciler | `starts` | `start_at` has come; row lock |
 | waiting | due | whoever freed the device, or stored the task | `promotion` | it is the oldest; nothing is active |
 | due | dispatched, attempt + 1 | the relay | `claims`, `turns` | `due_at` has come, the deadline has not; row lock |
 | dispatched | due | the relay, for what was not confirmed | `claims` | still this very attempt, still dispatched |
@@ -42,8 +46,8 @@ The transitions
 | running | due | results, on an outcome that is not final | `outcomes` | this very attempt, under this very lease |
 | running, due | success, error | results, on a final one | `outcomes` | this very attempt, under this very lease |
 | running | error | results, on its fifth lost call | `outcomes` | this very attempt, under this very lease |
-| waiting, due, dispatched | error | web, on a wish to cancel | `cancels` | this attempt has no lease |
-| waiting, due, dispatched | error | the reconciler | `expiry` | its deadline has passed, and its device is free |
+| scheduled, waiting, due, dispatched | error | web, on a wish to cancel | `cancels` | this attempt has no lease |
+| scheduled, waiting, due, dispatched | error | the reconciler | `expiry` | its deadline is over; its device is free |
 | due | error | the reconciler | `expiry` | its attempts are used up, and its device is free |
 
 The lease is the only door to service A
@@ -78,6 +82,18 @@ grows when A has answered somebody. Each lease writes down how far it was (`answ
 call began, the end counts. With none left the task ends as an error. Calls that were lost with their configurator are
 counted apart (`losts`); what never had a lease is not counted at all.
 
+Taking a task back
+==================
+
+Cancelling has the lease as its line, too. A task whose attempt has none ends at once, and its message begins nothing.
+Whichever of a lease and a cancel is first locks the row, and the other one sees what it did. An attempt that has had
+its lease goes on: `cancel_requested` is set, and `deadline_at` to that moment. So its outcome counts as any does, no
+further attempt begins, and the maintenance ends the task as soon as its device is free; `finished.ended_by` says why.
+What was cancelled and what expired is an error to the legacy contract.
+
+What differs from the straight way is written into `history`: attempts that ended otherwise than with success, cancels
+and who wished for them.
+
 Nobody waits for a row
 ======================
 
@@ -108,8 +124,9 @@ Each statement is a constant beside the one function that sends it: `tests/servi
 Time
 ====
 
-What is stored and compared (`due_at`, `deadline_at`, `dispatched_at`, `begun_at`, `overdue_at`) is *internal time*: the
-database's clock and a correction, `states.NOW`. When that clock is set, or another host with another one takes over,
-the correction is changed by as much, and internal time goes on as if nothing had happened. Who changes a time by hand
-writes `now() + (SELECT correction FROM task_clock)`. `created_at` and `finished_at` are the plain clock.
+What is stored and compared (`start_at`, `due_at`, `deadline_at`, `dispatched_at`, `begun_at`, `overdue_at`) is
+*internal time*: the database's clock and a correction, `states.NOW`. When that clock is set, or another host with
+another one takes over, the correction is changed by as much, and internal time goes on as if nothing had happened. Who
+changes a time by hand writes `now() + (SELECT correction FROM task_clock)`. `created_at`, `not_before` and
+`finished_at` are the plain clock.
 """

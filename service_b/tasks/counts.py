@@ -3,16 +3,20 @@
 from dataclasses import dataclass
 
 from service_b.database import Queries
-from service_b.tasks.states import DISPATCHED, DUE, NOW, RUNNING, WAITING
+from service_b.tasks.states import DISPATCHED, DUE, NOW, RUNNING, SCHEDULED, WAITING
+
+OLDEST = "min(greatest(created_at, not_before)) AS oldest"
+"""A task that was scheduled begins to wait at its time."""
 
 COUNT = f"""
-SELECT waiting.count, due.count, dispatched.count, running.count,
+SELECT scheduled.count, waiting.count, due.count, dispatched.count, running.count,
     extract(epoch FROM now() - least(waiting.oldest, due.oldest, dispatched.oldest, running.oldest))::float8,
     extract(epoch FROM {NOW} - dispatched.since)::float8, extract(epoch FROM {NOW} - running.since)::float8
-FROM (SELECT count(*), min(created_at) AS oldest FROM task WHERE {WAITING}) waiting,
-     (SELECT count(*), min(created_at) AS oldest FROM task WHERE {DUE}) due,
-     (SELECT count(*), min(created_at) AS oldest, min(dispatched_at) AS since FROM task WHERE {DISPATCHED}) dispatched,
-     (SELECT count(*), min(created_at) AS oldest, min(begun_at) AS since FROM task WHERE {RUNNING}) running
+FROM (SELECT count(*) FROM task WHERE {SCHEDULED}) scheduled,
+     (SELECT count(*), {OLDEST} FROM task WHERE {WAITING}) waiting,
+     (SELECT count(*), {OLDEST} FROM task WHERE {DUE}) due,
+     (SELECT count(*), {OLDEST}, min(dispatched_at) AS since FROM task WHERE {DISPATCHED}) dispatched,
+     (SELECT count(*), {OLDEST}, min(begun_at) AS since FROM task WHERE {RUNNING}) running
 """
 
 COUNT_KEYS = r"""
@@ -28,9 +32,11 @@ SELECT count(*) FROM (SELECT FROM task WHERE bulk IN (false, true) AND submitted
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How many unfinished tasks there are in each state, and in seconds: the age of the oldest, and how long ago the
-    oldest of those that are dispatched was, and the oldest call that is running began. None where there is none."""
+    """How many unfinished tasks there are in each state, and in seconds: the age of the oldest that is not scheduled,
+    and how long ago the oldest of those that are dispatched was, and the oldest call that is running began. None where
+    there is none."""
 
+    scheduled: int
     waiting: int
     due: int
     dispatched: int

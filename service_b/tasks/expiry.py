@@ -1,6 +1,7 @@
 """Ending tasks that are not tried any more: their deadline has passed, or their attempts are used up."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -20,7 +21,7 @@ WITH ending AS MATERIALIZED (
     WHERE {NOT_BEGUN} AND deadline_at <= $1 AND (due_at IS NULL OR due_at <= $1)
     ORDER BY deadline_at LIMIT $2 FOR UPDATE SKIP LOCKED
 ), {MOVE}
-SELECT id, equipment_id FROM ended
+SELECT id, equipment_id, ended_by FROM ended
 """
 
 END_USED_UP = f"""
@@ -28,30 +29,39 @@ WITH ending AS MATERIALIZED (
     SELECT id, 500 AS code, reason, NULL AS ended_by, NULL::jsonb AS event FROM task WHERE {USED_UP} AND due_at <= $1
     ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
 ), {MOVE}
-SELECT id, equipment_id FROM ended
+SELECT id, equipment_id, ended_by FROM ended
 """
 
 
-async def expire(connection: Connection, now: datetime, limit: int) -> list[UUID]:
-    """End tasks whose deadline has passed and whose device service A is surely not working on for them.
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A task that has ended without an outcome; by `deadline` or `cancel`, or None: its attempts are used up."""
 
-    One that is dispatched ends, too: its message begins nothing any more. `now` is what the asking process takes for
-    internal time: should the database's clock jump, nothing ends too soon.
+    id: UUID
+    by: str | None
+
+
+async def expire(connection: Connection, now: datetime, limit: int) -> list[Ended]:
+    """End tasks whose deadline has passed, or is set to when they were cancelled, and whose device is free.
+
+    That is when service A is surely not working on it for them. One that is dispatched ends, too: its message begins
+    nothing any more. `now` is what the asking process takes for internal time: should the database's clock jump,
+    nothing ends too soon.
     """
     async with connection.transaction():
         rows = await connection.fetch(EXPIRE, now, limit)
         await _promote(connection, rows)
     await _promote(connection, rows)
-    return [row["id"] for row in rows]
+    return [Ended(row["id"], row["ended_by"]) for row in rows]
 
 
-async def end_used_up(connection: Connection, now: datetime, limit: int) -> list[UUID]:
+async def end_used_up(connection: Connection, now: datetime, limit: int) -> list[Ended]:
     """End tasks that have had their attempts, as soon as their device is free."""
     async with connection.transaction():
         rows = await connection.fetch(END_USED_UP, now, limit)
         await _promote(connection, rows)
     await _promote(connection, rows)
-    return [row["id"] for row in rows]
+    return [Ended(row["id"], row["ended_by"]) for row in rows]
 
 
 async def _promote(connection: Connection, ended: Sequence[Record]) -> None:

@@ -10,23 +10,32 @@ from typing_extensions import Unpack
 
 from service_b.database import Queries
 from service_b.tasks import promotion
-from service_b.tasks.states import NOW, WAITING
+from service_b.tasks.states import NOW, SCHEDULED, WAITING
 
 # Should the database's clock jump just then, it moves neither the task's deadline nor its turn.
 ACCEPTED = f"coalesce($8::timestamptz, {NOW})"
 DUE_AT_ONCE = f"least({NOW}, $8::timestamptz + interval '1 s')"
 
-DEADLINE = f"coalesce(not_after + (SELECT correction FROM task_clock), {ACCEPTED} + $6::interval)"
+# A time of the client's is as far from the moment of acceptance as it is from the plain clock, whatever that shows.
+START_AT = f"CASE WHEN not_before > now() THEN {ACCEPTED} + (not_before - now()) END"
+DEADLINE = f"coalesce({ACCEPTED} + (not_after - now()), greatest({ACCEPTED}, start_at) + $6::interval)"
 WISHES = "submitted_by, external_id, retry_of, sealed_for, not_before, bulk"
 WISHED = "submitted_by, external_id, retry_of, sealed_for, not_before, coalesce(bulk, false)"
 
-GIVEN = """
-    unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $9::text[],
-           -- Empty where nobody asks for more than the least: then these are null.
-           $11::text[], $12::uuid[], $13::uuid[], $14::timestamptz[], $15::timestamptz[], $16::boolean[])
+BEHIND = f"""
+    (SELECT count(*) FROM (SELECT FROM task WHERE equipment_id = device.equipment_id AND {WAITING} LIMIT {{0}}) AS _) +
+    (SELECT count(*) FROM (SELECT FROM task WHERE equipment_id = device.equipment_id AND {SCHEDULED} LIMIT {{0}}) AS _)
+"""
+"""How many unfinished tasks of a device are not active; no more are counted than so many of each kind."""
+
+GIVEN = f"""(
+    SELECT *, {START_AT} AS start_at
+    FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::text[], $9::text[],
+                -- Empty where nobody asks for more than the least: then these are null.
+                $11::text[], $12::uuid[], $13::uuid[], $14::timestamptz[], $15::timestamptz[], $16::boolean[])
     WITH ORDINALITY AS new (id, equipment_id, timeout_seconds, parameters, submitted_by,
                             external_id, retry_of, sealed_for, not_before, not_after, bulk, position)
-"""
+)"""
 """The tasks of a batch."""
 
 STORE = f"""
@@ -38,7 +47,8 @@ first AS (
            timeout_seconds + $5, {DEADLINE}, $7, {WISHED}, true, {DUE_AT_ONCE}
     FROM new
     -- Scalar, so that each is looked up by its key, whatever the statistics say.
-    WHERE (SELECT true FROM task WHERE task.equipment_id = new.equipment_id AND active LIMIT 1) IS NULL
+    WHERE start_at IS NULL
+      AND (SELECT true FROM task WHERE task.equipment_id = new.equipment_id AND active LIMIT 1) IS NULL
       AND (SELECT true FROM task WHERE task.equipment_id = new.equipment_id AND {WAITING} LIMIT 1) IS NULL
     -- Always in the same order, so that two that are stored at once cannot deadlock.
     ORDER BY equipment_id COLLATE "C", position
@@ -49,26 +59,23 @@ first AS (
     SELECT *, row_number() OVER (PARTITION BY equipment_id ORDER BY position) AS place
     FROM new WHERE id NOT IN (SELECT id FROM first)
 ), crowd AS MATERIALIZED (
-    SELECT equipment_id, (
-        SELECT count(*) FROM (
-            SELECT FROM task WHERE task.equipment_id = device.equipment_id AND {WAITING} LIMIT $10
-        ) AS waiting
-    ) AS waiting
+    SELECT equipment_id, {BEHIND.format("$10")} AS behind
     FROM (SELECT DISTINCT equipment_id FROM others) AS device
 ), waiting AS (
     INSERT INTO task (id, equipment_id, timeout_seconds, parameters, time_limit_seconds, deadline_at, keep_parameters,
-                      {WISHES}, active)
+                      {WISHES}, active, start_at)
     SELECT id, equipment_id, timeout_seconds, parameters::json,
-           timeout_seconds + $5, {DEADLINE}, $7, {WISHED}, false
-    -- As many as may wait behind the active one.
-    FROM others JOIN crowd USING (equipment_id) WHERE waiting + place < $10 ORDER BY position
+           timeout_seconds + $5, {DEADLINE}, $7, {WISHED}, false, start_at
+    -- As many as may wait behind the active one, which there need not be before a scheduled one.
+    FROM others JOIN crowd USING (equipment_id) WHERE behind + place < $10 + (start_at IS NOT NULL)::integer
+    ORDER BY position
     RETURNING id
 )
 """
 """Parts of a statement's WITH, after one called `new`, those of a batch that are to be stored."""
 
 INSERT = f"""
-WITH new AS MATERIALIZED (SELECT * FROM {GIVEN}), {STORE}
+WITH new AS MATERIALIZED {GIVEN}, {STORE}
 SELECT position, waiting.id IS NULL AS refused FROM others LEFT JOIN waiting USING (id)
 """
 
@@ -110,6 +117,7 @@ async def insert(
     now: datetime | None = None,
 ) -> set[UUID]:
     """Store new tasks: the first of each device becomes due, unless one is active already; the others wait.
+    One that is wished for later than now is scheduled: it takes its place in the line of its device then (`starts`).
 
     Not stored, and returned, are those whose device has `max_per_device` unfinished ones already. Two processes that
     store tasks of one device at the same moment may not see each other's: then it gets a batch more, at most.

@@ -13,18 +13,15 @@ from typing_extensions import Unpack
 
 from service_b.database import Queries
 from service_b.tasks import promotion
-from service_b.tasks.inserts import GIVEN, STORE, NewTask, Terms, arguments
-from service_b.tasks.states import WAITING
+from service_b.tasks.inserts import BEHIND, GIVEN, STORE, NewTask, Terms, arguments
 
 INSERT_ONCE = f"""
-WITH asked AS MATERIALIZED (SELECT * FROM {GIVEN}), crowded AS MATERIALIZED (
+WITH asked AS MATERIALIZED {GIVEN}, crowded AS MATERIALIZED (
     SELECT equipment_id,
         (SELECT count(*) FROM (
             SELECT FROM task WHERE task.equipment_id = device.equipment_id AND active LIMIT 1
         ) AS active)
-        + (SELECT count(*) FROM (
-            SELECT FROM task WHERE task.equipment_id = device.equipment_id AND {WAITING} LIMIT $19
-        ) AS waiting) AS unfinished
+        + {BEHIND.format("$19")} AS unfinished
     FROM (SELECT DISTINCT equipment_id FROM asked) AS device
 ), placed AS (
     SELECT id, submitted_by, equipment_id, key, digest,

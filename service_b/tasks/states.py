@@ -4,8 +4,8 @@ The package's docstring says what they mean. The indexes of db/migrations are ma
 """
 
 NOW = "(SELECT now() + correction FROM task_clock)"
-"""Internal time, in SQL: what `due_at`, `deadline_at`, `dispatched_at`, `begun_at` and `overdue_at` are set by and
-compared with. See `clock`.
+"""Internal time, in SQL: what `start_at`, `due_at`, `deadline_at`, `dispatched_at`, `begun_at` and `overdue_at` are set
+by and compared with. See `clock`.
 
 What people are told (`created_at`, `finished_at`) is the database's plain clock.
 """
@@ -16,7 +16,7 @@ CORRECTION = "(SELECT correction FROM task_clock)"
 WAITING = "(NOT active AND start_at IS NULL)"
 """Another task of its device comes first."""
 
-SCHEDULED = "start_at IS NOT NULL"
+SCHEDULED = "(NOT active AND start_at IS NOT NULL)"
 """It takes its place in the line of its device at `start_at`."""
 
 DUE = "due_at IS NOT NULL"

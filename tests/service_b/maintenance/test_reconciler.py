@@ -6,9 +6,9 @@ Where time has to pass, the tests move what the table remembers into the past, i
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 import asyncpg
 import pytest
@@ -21,12 +21,13 @@ from service_b.app import Periods, create_app
 from service_b.database import Connection, DatabaseSettings
 from service_b.maintenance.reconciler import Reconciler
 from service_b.settings import Settings
-from service_b.tasks import claims, expiry
+from service_b.tasks import cancels, claims, expiry
 from service_b.tasks.clock import Clock
+from service_b.tasks.inserts import Wishes
 from tests.conftest import eventually
 from tests.queues import metric
 from tests.system.spawning import free_port
-from tests.tasks import A, B, accept, begin, end_by_hand, let_time_pass, row, states
+from tests.tasks import A, B, accept, apply, begin, claim, end_by_hand, give_back, let_time_pass, row, states
 
 ROUND = 0.05
 
@@ -72,8 +73,9 @@ async def reconciling(pool: asyncpg.Pool) -> AsyncIterator[tuple[CountingReconci
 async def test_a_leader_without_a_broker_does_all_that_needs_none(
     database: DatabaseSettings, pool: asyncpg.Pool, sql: asyncpg.Connection
 ) -> None:
-    """Deadlines (of dispatched tasks, too), lost dispatches, stranded tasks."""
+    """Deadlines (of dispatched tasks, too), cancels, starts, lost dispatches, stranded tasks."""
     expired, stranded = metric("tasks_expired_total"), metric("tasks_stranded_total")
+    cancels_before = metric("tasks_cancelled_total")
     finished, lost = metric("tasks_finished_total", code="500"), metric("tasks_lost_dispatches_total")
     old = await accept(pool, A, A, A, deadline_seconds=60)
     new = await accept(pool, A, B, B)
@@ -81,6 +83,13 @@ async def test_a_leader_without_a_broker_does_all_that_needs_none(
     await let_time_pass(sql, 61)
     [again, running] = await accept(pool, "DEVICE0C", "DEVICE0D")
     dispatches = {dispatch.id: dispatch for dispatch in await claims.claim(pool, 9)}
+    [scheduled] = await accept(pool, "DEVICE0E", wishes=Wishes(not_before=datetime.now(UTC) + timedelta(hours=1)))
+    await sql.execute("UPDATE task SET start_at = start_at - interval '2 h'")
+    [cancelled] = await accept(pool, "DEVICE0F")
+    [dispatch] = await claim(pool, 1)
+    await apply(pool, give_back(dispatch, hold_seconds=1))
+    async with pool.acquire() as connection:
+        await cancels.cancel(connection, [(cancelled, None)])
     await begin(pool, dispatches[running])
     await sql.execute("UPDATE task SET dispatched_at = dispatched_at - interval '11 s' WHERE id = $1", again)
     await end_by_hand(sql, "equipment_id = $1 AND active", B)
@@ -89,8 +98,8 @@ async def test_a_leader_without_a_broker_does_all_that_needs_none(
     await app.setup()
 
     async def all_is_well() -> bool:
-        expected = ["error"] * 3 + ["due", "error", "due", "due", "running"]
-        return await states(sql, [*old, *new, again, running]) == expected
+        expected = ["error"] * 3 + ["due", "error", "due", "due", "running", "due", "error"]
+        return await states(sql, [*old, *new, again, running, scheduled, cancelled]) == expected
 
     try:
         await eventually(all_is_well)
@@ -101,7 +110,8 @@ async def test_a_leader_without_a_broker_does_all_that_needs_none(
     finally:
         await app.cleanup()
     assert metric("tasks_expired_total") == expired + 3
-    assert metric("tasks_finished_total", code="500") == finished + 3
+    assert metric("tasks_cancelled_total") == cancels_before + 1
+    assert metric("tasks_finished_total", code="500") == finished + 4
 
 
 async def test_a_row_that_somebody_holds_delays_no_other(
@@ -192,7 +202,7 @@ async def test_a_slow_round_is_followed_by_a_long_rest(pool: asyncpg.Pool, monke
     monkeypatch.setattr(clock, "now", lambda: real() + ahead)
     expire = expiry.expire
 
-    async def slow(*arguments: Any) -> list[UUID]:
+    async def slow(*arguments: Any) -> list[expiry.Ended]:
         nonlocal ahead
         ahead += 1000
         return await expire(*arguments)

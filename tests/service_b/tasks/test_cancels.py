@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from service_b.tasks import claims, clock, expiry, leases, mending
+from service_b.tasks import claims, clock, leases, mending
 from service_b.tasks.cancels import Answer, cancel
 from service_b.tasks.clock import Clock
 from tests.tasks import (
@@ -23,7 +23,6 @@ from tests.tasks import (
     expire,
     finish,
     give_back,
-    internal_time,
     let_time_pass,
     one_of_each,
     row,
@@ -47,6 +46,7 @@ async def test_what_becomes_of_a_wish_depends_on_the_state(pool: asyncpg.Pool, s
     ids = [task.id for task in tasks.values()]
     answers = await ask(pool, *ids, uuid4())
     assert dict(zip(tasks, answers, strict=False)) == {
+        "scheduled": "cancelled",
         "waiting": "cancelled",
         "due": "requested",
         "dispatched": "cancelled",
@@ -55,8 +55,8 @@ async def test_what_becomes_of_a_wish_depends_on_the_state(pool: asyncpg.Pool, s
         "error": "ended",
     }
     assert answers[-1] is Answer.ENDED
-    assert await states(sql, ids) == ["error", "due", "error", "running", "success", "error"]
-    for state in ("waiting", "dispatched"):
+    assert await states(sql, ids) == ["error", "error", "due", "error", "running", "success", "error"]
+    for state in ("scheduled", "waiting", "dispatched"):
         ended = await row(sql, tasks[state].id)
         assert (ended["code"], ended["reason"], ended["ended_by"]) == (500, "cancelled", "cancel")
     for state in ("due", "running"):
@@ -197,8 +197,7 @@ async def test_a_jump_ahead_does_not_have_it_tried_again(
     await mending.mend(sql, now, jump.by)
     await apply(pool, give_back(dispatch))
     assert await claims.claim(pool, 9) == []
-    async with pool.acquire() as connection:
-        assert await expiry.expire(connection, await internal_time(pool), 9) == [id_]
+    assert await expire(pool, 9) == [id_]
 
 
 async def test_what_is_claimed_though_while_the_clock_is_behind_does_not_begin(

@@ -1,12 +1,14 @@
 """Counting the backlog, on a real PostgreSQL."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 
 from messaging.sealing.sealer import Sealer
 from service_b.tasks import claims, counts, inserts
+from service_b.tasks.inserts import Wishes
 from tests.seals import make_keys
 from tests.tasks import (
     A,
@@ -20,14 +22,15 @@ from tests.tasks import (
 
 
 async def test_the_backlog_is_counted_by_state(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
-    assert await counts.count(pool) == counts.Backlog(0, 0, 0, 0, None, None, None)
+    assert await counts.count(pool) == counts.Backlog(0, 0, 0, 0, 0, None, None, None)
     await accept(pool, A, A, A, B, C, "DEVICE0D")
+    await accept(pool, C, wishes=Wishes(not_before=datetime.now(UTC) + timedelta(hours=1)))
     [first, *_] = await claims.claim(pool, 3)
     await let_time_pass(sql, 100)
     await begin(pool, first)
     await let_time_pass(sql, 200)
     backlog = await counts.count(pool)
-    assert (backlog.waiting, backlog.due, backlog.dispatched, backlog.running) == (2, 1, 2, 1)
+    assert (backlog.scheduled, backlog.waiting, backlog.due, backlog.dispatched, backlog.running) == (1, 2, 1, 2, 1)
     assert backlog.oldest_seconds
     assert backlog.dispatched_seconds
     assert backlog.running_seconds

@@ -8,9 +8,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from service_b.tasks import claims, leases, overdue
+from service_b.tasks import cancels, claims, leases, overdue, starts
 from service_b.tasks.claims import Dispatch
-from service_b.tasks.states import DISPATCHED, DUE, NOT_BEGUN, RUNNING, WAITING
+from service_b.tasks.states import DISPATCHED, DUE, NOT_BEGUN, RUNNING, SCHEDULED, WAITING
 from tests.tasks import (
     apply,
     expire,
@@ -23,18 +23,19 @@ from tests.tasks import (
     states,
 )
 
-STATES = ["waiting", "due", "dispatched", "running", "success", "error"]
+STATES = ["scheduled", "waiting", "due", "dispatched", "running", "success", "error"]
 
 
 async def test_each_condition_holds_for_the_states_that_it_names(pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
     named = {dispatch.id: state for state, dispatch in (await one_of_each(pool)).items()}
     assert await states(sql, list(named)) == list(named.values()) == STATES
     for condition, expected in {
+        SCHEDULED: {"scheduled"},
         WAITING: {"waiting"},
         DUE: {"due"},
         DISPATCHED: {"dispatched"},
         RUNNING: {"running"},
-        NOT_BEGUN: {"waiting", "due", "dispatched"},
+        NOT_BEGUN: {"scheduled", "waiting", "due", "dispatched"},
         "active": {"due", "dispatched", "running"},
     }.items():
         assert {named[row["id"]] for row in await sql.fetch(f"SELECT id FROM task WHERE {condition}")} == expected
@@ -74,6 +75,16 @@ async def wait_for_its_call(pool: asyncpg.Pool, _: Dispatch) -> object:
     return await overdue.repeat_dispatches(pool, await internal_time(pool) + timedelta(hours=1), 9)
 
 
+async def cancel_it(pool: asyncpg.Pool, dispatch: Dispatch) -> object:
+    async with pool.acquire() as connection:
+        return await cancels.cancel(connection, [(dispatch.id, None)])
+
+
+async def start(pool: asyncpg.Pool, _: Dispatch) -> object:
+    await pool.execute("UPDATE task SET start_at = now() WHERE start_at IS NOT NULL")
+    return await starts.start(pool, await internal_time(pool), 9)
+
+
 async def take_lost(pool: asyncpg.Pool, _: Dispatch) -> object:
     return await overdue.take_lost(pool, await internal_time(pool) + timedelta(hours=1), 9)
 
@@ -91,6 +102,9 @@ TRANSITIONS: dict[Callable[[asyncpg.Pool, Dispatch], Awaitable[Any]], dict[str, 
     try_again: {"running": "due"},
     meet_the_deadline: {"waiting": "error", "due": "error", "dispatched": "error"},
     wait_for_its_call: {"dispatched": "due"},
+    # What has had a lease ends later.
+    cancel_it: {"scheduled": "error", "waiting": "error", "dispatched": "error"},
+    start: {"scheduled": "due"},
     take_lost: {},
     look_for_stranded: {},
 }
