@@ -81,8 +81,9 @@ class Reconciler:
 
     async def _take_turn(self, connection: Connection) -> None:
         jump = await self._internal.look(connection)
-        self._turn(leads=await leadership.lead(connection, self._id))
+        # Who has just started leaves it to those who know what time it is: they may have to correct it.
         now = self._internal.now()
+        self._turn(leads=now is not None and await leadership.lead(connection, self._id))
         if now and jump and self.leading and await task_clock.correct(connection, jump):
             self._jump, self._mend_until = jump.by, clock.now() + MEND_SECONDS
             metrics.CLOCK_JUMPS.inc()

@@ -32,6 +32,8 @@ JUMP_SECONDS = 1.0
 """Clocks that are disciplined or drift apart differ by less, from one look to the next."""
 ERROR_SECONDS = 0.2
 """An estimate is better than this, as soon as one answer of many has come quickly."""
+SETTLE_SECONDS = 3.0
+"""So long a new estimate is not believed: the clock may have jumped just before, and who knows better corrects that."""
 PATIENCE_SECONDS = 30.0
 """After so long without a correction it is the estimate that is wrong: this machine stood still, and its clock too."""
 
@@ -51,16 +53,23 @@ class Clock:
     estimate moves only as far as that proves it wrong; an answer that took long is no use.
     """
 
-    def __init__(self, now: Callable[[], float] = clock.now) -> None:
+    def __init__(self, now: Callable[[], float] = clock.now, *, settle_seconds: float = SETTLE_SECONDS) -> None:
         self._now = now
+        self._settle_seconds = settle_seconds
         # Internal time less the monotonic one, in seconds.
         self._offset: float | None = None
+        # When it was estimated first, until it has proved right for long enough.
+        self._new_since: float | None = None
         # Since when each look has shown another time.
         self._doubted_at: float | None = None
 
     def now(self) -> datetime | None:
-        """Tell internal time; None before the first look."""
-        return None if self._offset is None else datetime.fromtimestamp(self._now() + self._offset, UTC)
+        """Tell internal time; None until the looks of some seconds have agreed."""
+        return (
+            None
+            if self._offset is None or self._new_since is not None
+            else datetime.fromtimestamp(self._now() + self._offset, UTC)
+        )
 
     def at_least(self) -> datetime | None:
         """Tell what internal time is not less than, whatever the database says; None when nothing is known."""
@@ -93,8 +102,14 @@ class Clock:
             return 0.0
         least, most = seen - answered_at, seen - asked_at
         if self._offset is None:
-            self._offset = (least + most) / 2
+            self._offset, self._new_since = (least + most) / 2, answered_at
         proven = min(max(self._offset, least), most) - self._offset
+        if self._new_since is not None:
+            if abs(proven) > JUMP_SECONDS:  # Either may have been wrong.
+                self._offset, self._new_since = (least + most) / 2, answered_at
+                return 0.0
+            if answered_at >= self._new_since + self._settle_seconds:
+                self._new_since = None
         if abs(proven) > JUMP_SECONDS:
             self._doubted_at = answered_at if self._doubted_at is None else self._doubted_at
             if answered_at < self._doubted_at + PATIENCE_SECONDS:

@@ -86,7 +86,7 @@ async def relaying(
 ) -> AsyncIterator[Running]:
     """A relay at work on a channel; at the end it must stop by itself, if it has a broker."""
     wake = asyncio.Event()
-    internal = internal or Clock()
+    internal = internal or Clock(settle_seconds=0)
     async with Session(settings, "relay") as session:
         relay = Relay(
             session,
@@ -516,7 +516,7 @@ async def test_a_broker_short_of_memory_is_given_nothing(
 async def test_what_is_due_only_by_a_jump_of_the_databases_clock_is_not_claimed(
     pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
 ) -> None:
-    internal = Clock()
+    internal = Clock(settle_seconds=0)
     await internal.look(sql)
     held, due = await accept(pool, "DEVICE1", "DEVICE2")
     await sql.execute("UPDATE task SET due_at = due_at + interval '30 min' WHERE id = $1", held)

@@ -53,7 +53,7 @@ async def running(
     leads = [True]
     async with create_pool(settings) as pool:
         made = BacklogMeter(pool, lambda: leads[0], seals=seals, period_seconds=period_seconds)
-        reconciler = Reconciler(pool, Clock(), round_seconds=PERIOD)
+        reconciler = Reconciler(pool, Clock(settle_seconds=0), round_seconds=PERIOD)
         reconciler.leading = True
         task = asyncio.create_task(reconciler.whenever_leading(made.measure))
         yield Meter(made, leads)

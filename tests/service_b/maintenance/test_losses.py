@@ -52,7 +52,7 @@ class Rig:
     pool: asyncpg.Pool
     sql: asyncpg.Connection
     broker: BrokerSettings
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock = field(default_factory=lambda: Clock(settle_seconds=0))
 
     async def begin(self, *devices: str) -> list[Dispatch]:
         """Bring tasks to where service A is at work on them."""

@@ -60,7 +60,7 @@ class CountingReconciler(Reconciler):
 @asynccontextmanager
 async def reconciling(pool: asyncpg.Pool) -> AsyncIterator[tuple[CountingReconciler, asyncio.Task[None]]]:
     """A reconciler at work."""
-    reconciler = CountingReconciler(pool, Clock(), round_seconds=ROUND)
+    reconciler = CountingReconciler(pool, Clock(settle_seconds=0), round_seconds=ROUND)
     running = asyncio.create_task(reconciler.run())
     try:
         yield reconciler, running
@@ -226,7 +226,7 @@ async def test_a_reconciler_goes_on_after_any_failure(pool: asyncpg.Pool, failur
 
 
 async def test_other_work_is_done_while_leading_and_goes_on_after_any_failure(pool: asyncpg.Pool) -> None:
-    first, second = (Reconciler(pool, Clock(), round_seconds=ROUND) for _ in range(2))
+    first, second = (Reconciler(pool, Clock(settle_seconds=0), round_seconds=ROUND) for _ in range(2))
     first.leading = True
     failures: list[Exception] = [asyncpg.UndefinedFunctionError("not migrated"), ZeroDivisionError("a bug")]
     done: list[Reconciler] = []

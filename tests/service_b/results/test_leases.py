@@ -40,7 +40,7 @@ def attempts(*ids: UUID, number: int = 1) -> list[dict[str, Any]]:
 
 @asynccontextmanager
 async def served(pool: asyncpg.Pool, token: SecretStr | None = None, **limits: float) -> AsyncIterator[Client]:
-    leases, app = Leases(pool, Clock(), token, **limits), web.Application()
+    leases, app = Leases(pool, Clock(settle_seconds=0), token, **limits), web.Application()
     app.router.add_post(PATH, leases.answer)
     async with serving(app) as client:
         yield client

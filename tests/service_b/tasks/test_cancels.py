@@ -177,7 +177,7 @@ async def test_a_cancel_and_a_lease_that_race_a_thousand_times_have_one_winner(
 
 @pytest.fixture
 async def internal(sql: asyncpg.Connection) -> Clock:
-    made = Clock()
+    made = Clock(settle_seconds=0)
     assert await made.look(sql) is None
     return made
 

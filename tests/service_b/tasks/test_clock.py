@@ -18,12 +18,12 @@ JUMPS = (HOUR, -HOUR, 40.0, -40.0)
 class World:
     """A monotonic clock, the database's clock, and a process that looks at both once a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, settle_seconds: float = 0) -> None:
         self.monotonic = 1000.0
         self.seen = 1_800_000_000.0
         # How much faster the database's clock runs.
         self.drift = 0.0
-        self.clock = Clock(lambda: self.monotonic)
+        self.clock = Clock(lambda: self.monotonic, settle_seconds=settle_seconds)
 
     def let_pass(self, seconds: float) -> None:
         self.monotonic += seconds
@@ -114,6 +114,21 @@ def test_who_is_alone_with_its_estimate_gives_it_up(world: World, by: float) -> 
     assert world.go_on(1) == [0.0]
 
 
+@pytest.mark.parametrize("by", JUMPS)
+def test_who_has_just_started_waits_for_those_who_know_better(by: float) -> None:
+    """Its first look came between a jump and its correction."""
+    world = World(settle_seconds=3)
+    world.seen += by
+    assert world.look() == 0
+    world.seen -= by
+    assert world.go_on(3) == [0, 0, 0]
+    assert world.clock.now() is None
+    assert world.go_on(1) == [0]
+    assert abs(world.error) < 0.2
+    world.seen += by
+    assert world.go_on(1) == [pytest.approx(by, abs=0.2)]
+
+
 def test_a_suspension_is_no_jump(world: World) -> None:
     """The monotonic clock counts it; the answer to a look that it fell into says little."""
     world.let_pass(HOUR)
@@ -141,7 +156,7 @@ async def internal(sql: asyncpg.Connection) -> datetime:
 
 @pytest.mark.parametrize("by", JUMPS)
 async def test_internal_time_goes_on_after_a_correction(sql: asyncpg.Connection, by: float) -> None:
-    mine, theirs = Clock(), Clock()
+    mine, theirs = Clock(settle_seconds=0), Clock(settle_seconds=0)
     assert await mine.look(sql) is None
     assert await theirs.look(sql) is None
     before = await internal(sql)

@@ -16,7 +16,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 async def internal(sql: asyncpg.Connection) -> Clock:
-    made = Clock()
+    made = Clock(settle_seconds=0)
     assert await made.look(sql) is None
     return made
 
