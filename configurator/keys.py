@@ -65,4 +65,4 @@ class Keys:
 
     def open(self, task: ConfigureTask) -> str:
         """Give a task's parameters as its client wrote them. Raises `OpenError`."""
-        return self._opener.open(task.parameters, task.task_id, task.equipment_id)
+        return self._opener.open(task.parameters, task.sealed_for or task.task_id, task.equipment_id)

@@ -85,14 +85,16 @@ class ConfigureTask(Message):
     """Configure one device: one attempt at one task. `parameters` is JSON text, as the client's request was stored.
 
     Version 2 is version 1 for readers that ask for a lease; one that asks for none dead-letters it. So does a reader
-    that cannot open sealed parameters with version 3: it would hand them to service A as they are.
+    that cannot open sealed parameters with version 3: it would hand them to service A as they are. Version 4 is sealed
+    for another task, `sealed_for`, which this one tries again.
     """
 
-    v: Literal[1, 2, 3] = 2  # type: ignore[assignment]
+    v: Literal[1, 2, 3, 4] = 2  # type: ignore[assignment]
     equipment_id: str
     timeout_in_seconds: int
     time_limit_seconds: Seconds
     parameters: ObjectText = Field(repr=False)
+    sealed_for: UUID | None = Field(None, exclude_if=lambda task: task is None)
 
 
 class OutcomeKind(StrEnum):

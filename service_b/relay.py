@@ -174,13 +174,14 @@ def _write(dispatch: Dispatch) -> Letter | None:
     """Make an attempt's message; None when it cannot be encoded: the task ends at its deadline then."""
     try:
         message = ConfigureTask(
-            v=3 if is_sealed(dispatch.parameters) else 2,
+            v=4 if dispatch.sealed_for else 3 if is_sealed(dispatch.parameters) else 2,
             task_id=dispatch.id,
             attempt=dispatch.attempt,
             equipment_id=dispatch.equipment_id,
             timeout_in_seconds=dispatch.timeout_seconds,
             time_limit_seconds=dispatch.time_limit_seconds,
             parameters=dispatch.parameters,
+            sealed_for=dispatch.sealed_for,
         )
         return Letter(message.message_id, message.encode())
     except ValueError:

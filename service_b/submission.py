@@ -112,7 +112,7 @@ class Submission:
         wishes: Wishes | None,
     ) -> NewTask:
         task_id = pgproto.UUID(uuid7().bytes)  # It goes into a statement without being converted.
-        if self._sealer:
+        if self._sealer and not (wishes and wishes.sealed_for):
             parameters = self._sealer.seal(parameters, task_id, equipment_id)
         return NewTask(task_id, equipment_id, timeout_seconds, parameters, submitted_by, wishes)
 

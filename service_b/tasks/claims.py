@@ -23,7 +23,7 @@ DISPATCH = f"""
 SET due_at = NULL, dispatched_at = least({NOW}, $3), attempt = attempt + 1, lease = NULL,
     unknowns = unknowns + ({COUNTS})::integer, chances = NULL
 WHERE id = ANY(ARRAY(SELECT id FROM single UNION ALL SELECT id FROM bulk))
-RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters, bulk,
+RETURNING id, attempt, equipment_id, timeout_seconds, time_limit_seconds, parameters, sealed_for, bulk,
     CASE WHEN bulk THEN (SELECT max(due_at) FROM bulk) ELSE (SELECT max(due_at) FROM single) END AS reached
 """
 """The end of a statement that updates the tasks in `single` and `bulk`."""
@@ -66,6 +66,8 @@ class Dispatch:
     timeout_seconds: int
     time_limit_seconds: float
     parameters: str = field(repr=False)
+    # Which task they are sealed for, where that is another one: this one tries it again.
+    sealed_for: UUID | None = None
 
 
 async def claim(

@@ -63,6 +63,17 @@ async def test_a_is_told_what_the_client_wrote_and_nobody_else_is(
     assert SECRET not in f"{logs} {metrics} {outcome} {Job(task, make_delivery())!r}"
 
 
+async def test_what_was_sealed_for_the_task_that_this_one_tries_again_is_opened(
+    start: Start, wire: Wire, fake_a: FakeA, keys: KeyPair
+) -> None:
+    await start(seal_key_file=str(keys.private))
+    [first] = sealed_tasks(1, keys)
+    again = first.model_copy(update={"v": 4, "task_id": uuid4(), "sealed_for": first.task_id})
+    await wire.put(again)
+    assert [outcome.kind for outcome in await wire.ends(again)] == [OutcomeKind.SUCCESS]
+    assert fake_a.ledger[0].body["parameters"]["password"] == f"{SECRET}0"
+
+
 async def test_what_is_not_sealed_is_served_by_whoever_has_keys(
     start: Start, wire: Wire, fake_a: FakeA, keys: KeyPair
 ) -> None:

@@ -29,6 +29,7 @@ tasks = st.builds(
     timeout_in_seconds=st.integers(1, 3600),
     time_limit_seconds=seconds,
     parameters=st.dictionaries(text, values, max_size=5).map(json.dumps),
+    sealed_for=st.none() | st.uuids(),
 )
 outcomes = st.builds(
     Outcome,
@@ -75,8 +76,14 @@ def test_fields_of_a_later_version_are_ignored(message: Message, more: dict[str,
 
 
 @given(tasks)
+def test_what_was_sealed_for_another_task_says_so_and_what_was_not_says_nothing(task: ConfigureTask) -> None:
+    assert json.loads(task.encode()).get("sealed_for") == (task.sealed_for and str(task.sealed_for))
+    assert b"sealed_for" not in task.model_copy(update={"sealed_for": None, "parameters": "{}"}).encode()
+
+
+@given(tasks)
 def test_a_task_of_each_version_is_read(task: ConfigureTask) -> None:
-    for version in (1, 2, 3):
+    for version in (1, 2, 3, 4):
         read = ConfigureTask.decode(encode(json.loads(task.encode()) | {"v": version}))
         assert read == task.model_copy(update={"v": version})
 
@@ -93,7 +100,7 @@ def test_garbage_is_refused_with_its_raw_bytes(kind: type[Message], body: bytes)
 @pytest.mark.parametrize(
     ("kind", "fields", "field"),
     [
-        (ConfigureTask, {"v": 4}, "v"),
+        (ConfigureTask, {"v": 5}, "v"),
         (ConfigureTask, {"v": SECRET}, "v"),
         (ConfigureTask, {"task_id": SECRET}, "task_id"),
         (ConfigureTask, {"attempt": 0}, "attempt"),

@@ -32,6 +32,7 @@ from service_b.room import LEAST
 from service_b.tasks import claims, inserts, leases, restraint
 from service_b.tasks.claims import Dispatch
 from service_b.tasks.clock import Clock
+from service_b.tasks.inserts import Wishes
 from service_b.tasks.lanes import Lanes
 from service_b.tasks.states import DISPATCHED
 from service_b.wakeup import CHECK_SECONDS, listen
@@ -189,12 +190,14 @@ async def test_a_reader_that_cannot_open_sealed_parameters_refuses_their_message
     """Else a configurator of before would hand them to service A, during an upgrade."""
     task = new_task("DEVICE1")
     sealed = Sealer(make_keys(tmp_path).public).seal("{}", task.id, "DEVICE1")
-    await inserts.insert(pool, [replace(task, parameters=sealed)], grace_seconds=75, deadline_seconds=60)
+    again = new_task("DEVICE2", parameters=sealed, wishes=Wishes(sealed_for=task.id))
+    await inserts.insert(pool, [replace(task, parameters=sealed), again], grace_seconds=75, deadline_seconds=60)
     async with relaying(broker, pool):
         await watch.until_idle()
-    [message] = await take(amqp, broker.to_configure_queue)
-    fields = json.loads(message.body)
-    assert (fields["v"], fields["parameters"]) == (3, sealed)
+    told = [json.loads(message.body) for message in await take(amqp, broker.to_configure_queue)]
+    first, second = sorted(told, key=lambda fields: str(fields["equipment_id"]))
+    assert (first["v"], first["parameters"], first.get("sealed_for")) == (3, sealed, None)
+    assert (second["v"], second["parameters"], second["sealed_for"]) == (4, sealed, str(task.id))
 
 
 async def test_of_many_relays_one_publishes_each_attempt(
