@@ -12,7 +12,7 @@ import ruamel.yaml
 from aiohttp import web
 
 from runtime.health import add_health_routes
-from service_b.api import docs, routes
+from service_b.api import docs, problems, routes
 from tests.clients import Client, serving
 
 DESCRIPTION: dict[str, Any] = json.loads(docs.description())
@@ -65,7 +65,13 @@ def test_the_roles_are_described() -> None:
         described = OPERATIONS[route.method, re.sub(r":[^}]*\}", "}", route.path)].get(
             "security", DESCRIPTION["security"]
         )
-        assert {role for way in described for role in way["token"]} == set(route.roles or ()), route.path
+        assert {role for way in described for role in way["token"]} == (route.roles or frozenset()), route.path
+        assert bool(described) == (route.roles is not None), route.path
+
+
+def test_the_problems_are_described() -> None:
+    slug = OPERATIONS["GET", "/problems/{slug}"]["parameters"][0]["schema"]
+    assert slug["enum"] == sorted(problems.KINDS)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=[" ".join(names) for names in OPERATIONS])
