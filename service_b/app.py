@@ -19,7 +19,7 @@ from service_b.api import docs, parts, reading, routes
 from service_b.api.middleware import observing
 from service_b.api.trail import Trail
 from service_b.database import create_pool
-from service_b.maintenance import losses, partitions
+from service_b.maintenance import keys, losses, partitions
 from service_b.maintenance.backlog import BacklogMeter
 from service_b.maintenance.reconciler import ROUND_SECONDS, Reconciler
 from service_b.relay import POLL_SECONDS, Relay
@@ -116,6 +116,7 @@ async def _background(app: web.Application, tls: Reloading | None) -> AsyncItera
         chores: dict[str, Callable[[], Awaitable[float | None]]] = {
             "losses": partial(losses.report, session, app[POOL], settings, internal),
             "backlog": backlog.measure,
+            "keys": partial(keys.forget, app[POOL], settings.retention_days),
             "partitions": partial(partitions.tend, app[POOL], settings.retention_days),
         }
         REGISTRY.register(backlog)

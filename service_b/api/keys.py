@@ -1,7 +1,9 @@
-"""`Idempotency-Key`: a request that may be sent again and makes one task (after the IETF draft of that name)."""
+"""`Idempotency-Key`: a request that may be sent again and makes one task (after the IETF's draft of that name)."""
 
 import json
 import re
+from datetime import UTC, datetime
+from typing import Any
 
 from aiohttp import web
 from multidict import istr
@@ -11,33 +13,28 @@ from service_b.idempotency import Once
 
 KEY = istr("Idempotency-Key")
 PRINTABLE = re.compile("[ -~]{1,255}")
-REPLAYED = {"Idempotent-Replayed": "true"}
-"""Told with the answer to a request that made no new task."""
 
 
-def once_of(request: web.Request, **content: object) -> Once | None:
-    """Read the request's key; None where it has none. `content` is what `make_once` takes.
-
-    Raises `BadRequestError`.
-    """
-    if KEY not in request.headers:
-        return None
+def once_of(request: web.Request, *content: Any) -> Once:
+    """Read the key of a request that has one. For `content`, and what is raised, see `make_once`."""
     sent = request.headers.getall(KEY)
     if len(sent) != 1:
         raise BadRequestError("There must be one Idempotency-Key")
-    return make_once(sent[0], request, **content)
+    return make_once(sent[0], request, *content)
 
 
-def make_once(key: str, request: web.Request, **content: object) -> Once:
-    """Put a key and what it is sent with together.
+def make_once(key: str, request: web.Request, *content: Any) -> Once:
+    """Put a key and its request together.
 
-    `content` is all that makes it the request that it is besides the route, as JSON takes it (a time as its text);
-    `parameters` is JSON text already. How it was written (white space, the order of keys) makes no difference.
+    `content` is what makes it this request, besides the route: JSON, and times. White space, the order of names and the
+    offset of a time make no difference. Raises `BadRequestError`.
     """
     if not PRINTABLE.fullmatch(key):
-        raise BadRequestError("An Idempotency-Key is 1 to 255 printable ASCII characters")
-    if isinstance(parameters := content.get("parameters"), str):
-        content["parameters"] = json.loads(parameters)
+        raise BadRequestError("An Idempotency-Key has 1 to 255 printable characters")
     resource = request.match_info.route.resource
-    route = f"{request.method} {resource.canonical if resource else ''}"
-    return Once(key, json.dumps([route, request.match_info.get("id"), content], sort_keys=True))
+    route = resource.canonical if resource else ""
+    return Once(key, json.dumps([request.method, route, content], sort_keys=True, default=_in_utc))
+
+
+def _in_utc(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat()

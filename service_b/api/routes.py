@@ -12,13 +12,12 @@ from service_b.api.errors import (
     ApiError,
     EquipmentNotFoundError,
     TaskNotFoundError,
-    TooManyTasksError,
 )
 from service_b.api.guard import Route, guarded
-from service_b.api.parts import APP_NAME, PROBLEMATIC, STATUSES, SUBMISSION
+from service_b.api.parts import APP_NAME, PROBLEMATIC, STATUSES
 from service_b.api.reading import CANONICAL_UUID, read
+from service_b.api.submitting import submit
 from service_b.api.trail import Caller
-from service_b.submission import FullError
 from service_b.tokens.file import Tokens
 
 RUNNING = b'{"code":204,"message":"Task is still running"}'
@@ -47,18 +46,11 @@ async def create_task(request: web.Request, caller: Caller | None = None) -> web
     """Store a task, and answer with its id once it is committed."""
     serial = _parse_serial(request, caller)
     wanted = parse_request(await read(request))
-    submitted_by = caller.access.name if caller else None
-    try:
-        task = await request.app[SUBMISSION].submit(serial, wanted.timeout_seconds, wanted.parameters, submitted_by)
-    except FullError as error:
-        raise TooManyTasksError("client" if error.whose == "token" else "equipment") from None
-    name = str(task)
-    if caller:
-        caller.task = name
+    task, headers = await submit(request, caller, serial, wanted)
     return Answer(
         200,
-        b'{"code":200,"taskId":"%s"}' % name.encode(),
-        {"Location": f"/api/v1/equipment/cpe/{serial}/task/{name}"},
+        b'{"code":200,"taskId":"%s"}' % task.encode(),
+        {"Location": f"/api/v1/equipment/cpe/{serial}/task/{task}"} | headers,
     )
 
 

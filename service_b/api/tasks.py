@@ -7,14 +7,14 @@ from aiohttp import web
 
 from runtime.answers import Answer
 from service_b.api.envelopes import parse_envelope
-from service_b.api.errors import EquipmentNotFoundError, TaskNotFoundError, TooManyTasksError
+from service_b.api.errors import EquipmentNotFoundError, TaskNotFoundError
 from service_b.api.guard import Route
-from service_b.api.parts import HORIZON, RESOURCES, SUBMISSION
+from service_b.api.parts import HORIZON, RESOURCES
 from service_b.api.reading import CANONICAL_UUID, read
+from service_b.api.submitting import submit
 from service_b.api.times import show_time
 from service_b.api.trail import Caller
 from service_b.resources import Task
-from service_b.submission import FullError
 
 TASKS = "/api/v1/tasks"
 TASK = f"{TASKS}/{{id:[^/]+}}"
@@ -25,21 +25,8 @@ async def make_task(request: web.Request, caller: Caller | None = None) -> web.S
     wanted = parse_envelope(await read(request), request.app[HORIZON])
     if caller and not caller.covers(wanted.equipment_id):
         raise EquipmentNotFoundError
-    configure = wanted.configure
-    try:
-        task_id = await request.app[SUBMISSION].submit(
-            wanted.equipment_id,
-            configure.timeout_seconds,
-            configure.parameters,
-            caller.access.name if caller else None,
-            wanted.wishes,
-        )
-    except FullError as error:
-        raise TooManyTasksError("client" if error.whose == "token" else "equipment") from None
-    name = str(task_id)
-    if caller:
-        caller.task = name
-    return show(202, await request.app[RESOURCES].get(name), {"Location": f"{TASKS}/{name}"})
+    name, headers = await submit(request, caller, wanted.equipment_id, wanted.configure, wanted.wishes)
+    return show(202, await request.app[RESOURCES].get(name), {"Location": f"{TASKS}/{name}"} | headers)
 
 
 async def show_task(request: web.Request, caller: Caller | None = None) -> web.StreamResponse:
