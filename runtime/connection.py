@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from runtime import malformed
 from runtime.answers import Answer, json_error, last_words
-from runtime.connections import FRESH_SECONDS, SWEEP_SECONDS, Claim, Connections
+from runtime.connections import FRESH_SECONDS, OWES, SWEEP_SECONDS, Claim, Connections
 from runtime.upgrades import Cutter
 
 log = structlog.stdlib.get_logger(__name__)
@@ -136,7 +136,7 @@ class Connection(web.RequestHandler):
         request = self._current_request
         if len(self._messages) > (request is None):
             return Claim.GREEDY
-        if self._messages or (request is not None and request.content.is_eof()):
+        if self._messages or (request is not None and (request.content.is_eof() or request.get(OWES))):
             return Claim.SERVED
         return Claim.FRESH if now < self.waits_since + FRESH_SECONDS else Claim.NONE
 

@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Protocol
 
 import structlog
+from aiohttp import web
 
 from runtime import metrics
 from runtime.malformed import MalformedLog
@@ -22,6 +23,9 @@ log = structlog.stdlib.get_logger(__name__)
 SWEEP_SECONDS = 1.0
 FRESH_SECONDS = 0.2
 """How long a client may be awaited before it has to give way to others. What it sent in the queue is there at once."""
+
+OWES = web.RequestKey("OWES", bool)
+"""Whether something of a request has been taken, and not answered yet, though more of it is to come."""
 
 
 @dataclass(frozen=True, slots=True)

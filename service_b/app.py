@@ -15,7 +15,8 @@ from messaging.session import Session
 from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
 from runtime.tls import Reloading
-from service_b.api import docs, parts, reading, routes
+from service_b.api import bulk, docs, parts, reading, routes
+from service_b.api.bulk import Bulk
 from service_b.api.middleware import observing
 from service_b.api.trail import Trail
 from service_b.database import create_pool
@@ -64,6 +65,8 @@ def create_app(settings: Settings, periods: Periods = Periods(), *, tls: Reloadi
     app[parts.HORIZON] = timedelta(days=settings.retention_days / 2)
     app[WAKE] = asyncio.Event()
     app[INTERNAL] = Clock()
+    app[bulk.BULK] = Bulk()
+    app.on_shutdown.append(app[bulk.BULK].stop)
     app.cleanup_ctx.extend([_storage, partial(_background, tls=tls)])
     if settings.tokens_file:
         app[TOKENS] = Tokens(settings.tokens_file, look_seconds=periods.tokens)

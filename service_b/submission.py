@@ -50,11 +50,16 @@ class Submission:
         most = settings.max_tasks_per_token
         self._quotas = Quotas(pool, most) if most is not None else None
         self._inserts: Storage[NewTask, Whose | None] = Storage("insert", self._insert, _size)
+        # No single task waits behind what comes by the thousand.
+        self._bulk_inserts: Storage[NewTask, Whose | None] = Storage("insert_bulk", self._insert, _size)
         secret = settings.idempotency_secret.get_secret_value() if settings.idempotency_secret else None
         keyed = Keyed[Whose](pool, secret, admit=self._admit, store=self._store_once, full="device")
         # Of its own: what has no key never waits for what has one.
         self._once: Storage[tuple[NewTask, Once], Replay | Whose | None] = Storage(
             "insert_once", keyed.insert, _size_once
+        )
+        self._bulk_once: Storage[tuple[NewTask, Once], Replay | Whose | None] = Storage(
+            "insert_bulk_once", keyed.insert, _size_once
         )
 
     async def submit(
@@ -72,7 +77,8 @@ class Submission:
         Raises `FullError`, or what `Storage.ask` raises; after that the task may be stored all the same.
         """
         task = self._make(equipment_id, timeout_seconds, parameters, submitted_by, wishes)
-        _raise_if(await self._inserts.ask(task, task.id))
+        storage = self._bulk_inserts if wishes and wishes.bulk else self._inserts
+        _raise_if(await storage.ask(task, task.id))
         return task.id
 
     async def submit_once(
@@ -90,7 +96,8 @@ class Submission:
         Returns the id of the task, and whether it was there already. Raises `KeyReusedError`, too.
         """
         task = self._make(equipment_id, timeout_seconds, parameters, submitted_by, wishes)
-        told = await self._once.ask((task, once), task.id)
+        storage = self._bulk_once if wishes and wishes.bulk else self._once
+        told = await storage.ask((task, once), task.id)
         if isinstance(told, Replay):
             if not told.is_same:
                 raise KeyReusedError
@@ -101,7 +108,9 @@ class Submission:
     async def close(self) -> None:
         """Wait for the last batches."""
         await self._inserts.close()
+        await self._bulk_inserts.close()
         await self._once.close()
+        await self._bulk_once.close()
 
     def _make(
         self,

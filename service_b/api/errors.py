@@ -195,6 +195,33 @@ class UnavailableError(ApiError):
     )
 
 
+class SilentClientError(ApiError):
+    """No line came for too long; what was answered is stored."""
+
+    code = 408
+    message = "No line came for too long"
+    slug = "silent-client"
+    title = "No line came for too long"
+    explanation = (
+        "The client sent nothing for a minute, before its last line. What was answered is stored. Send the lines that "
+        "got no answer again."
+    )
+
+
+class StoppingError(ApiError):
+    """The process is to end; what was answered is stored."""
+
+    code = 503
+    message = "This process stops, send the rest to another"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    slug = "stopping"
+    title = "This process stops"
+    explanation = (
+        "The process that took the lines is to end, as for an upgrade. What was answered is stored. Send the lines "
+        "that got no answer again: another process takes them, or this one as soon as it is back."
+    )
+
+
 class ProblemNotFoundError(ApiError):
     """There is no such kind of error."""
 

@@ -6,6 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from runtime.answers import Answer
+from service_b.api import bulk
 from service_b.api.envelopes import parse_envelope
 from service_b.api.errors import EquipmentNotFoundError, TaskNotFoundError
 from service_b.api.guard import Route
@@ -21,7 +22,9 @@ TASK = f"{TASKS}/{{id:[^/]+}}"
 
 
 async def make_task(request: web.Request, caller: Caller | None = None) -> web.StreamResponse:
-    """Store a task, and show it once it is committed."""
+    """Store a task, and show it once it is committed; or many, see `bulk`."""
+    if request.content_type == bulk.KIND:
+        return await bulk.make_tasks(request, caller)
     wanted = parse_envelope(await read(request), request.app[HORIZON])
     if caller and not caller.covers(wanted.equipment_id):
         raise EquipmentNotFoundError
