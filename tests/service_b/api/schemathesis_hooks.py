@@ -1,17 +1,38 @@
-"""What schemathesis does not know of our bodies."""
+"""What the schemas cannot tell schemathesis of our requests."""
 
+import hashlib
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import schemathesis
+from schemathesis import GenerationMode
 
 NDJSON = "application/x-ndjson"
+KEY = "Idempotency-Key"
+SOON = {
+    name: (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+    for hours, name in ((1, "notBefore"), (2, "notAfter"))
+}
 
 
 @schemathesis.hook
-def map_body(context: schemathesis.HookContext, body: Any) -> Any:
-    """Write whole numbers as such: to JSON Schema 14.0 is one, to the contract it is none."""
-    return _whole(body)
+def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], **_: Any) -> None:
+    """Make a good request one that can be granted.
+
+    To JSON Schema 14.0 is a whole number, to the contract it is none; a time must lie ahead; another request has
+    another key.
+    """
+    if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
+        return
+    if isinstance(case.body, dict | list):
+        case.body = _whole(case.body)
+        for body in case.body if isinstance(case.body, list) else [case.body]:
+            if isinstance(body, dict):
+                body.update({name: time for name, time in SOON.items() if body.get(name) is not None})
+    if KEY in case.headers:
+        request = json.dumps([case.method, case.path_parameters, repr(case.body)])
+        case.headers[KEY] = hashlib.sha256(request.encode()).hexdigest()
 
 
 @schemathesis.serializer(NDJSON)
