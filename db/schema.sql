@@ -426,10 +426,66 @@ ALTER TABLE ONLY public.task
 
 
 --
+-- Name: finished_equipment_id_id; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX finished_equipment_id_id ON ONLY public.finished USING btree (equipment_id, id);
+
+
+--
+-- Name: finished_default_equipment_id_id_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX finished_default_equipment_id_id_idx ON public.finished_default USING btree (equipment_id, id);
+
+
+--
+-- Name: finished_external_id_id; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX finished_external_id_id ON ONLY public.finished USING btree (external_id, id) WHERE (external_id IS NOT NULL);
+
+
+--
+-- Name: finished_default_external_id_id_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX finished_default_external_id_id_idx ON public.finished_default USING btree (external_id, id) WHERE (external_id IS NOT NULL);
+
+
+--
 -- Name: finished_default_finished_at; Type: INDEX; Schema: public; Owner: -
 --
 
 CREATE INDEX finished_default_finished_at ON public.finished_default USING btree (finished_at);
+
+
+--
+-- Name: finished_failures; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX finished_failures ON ONLY public.finished USING btree (id) WHERE (status = 'error'::text);
+
+
+--
+-- Name: finished_default_id_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX finished_default_id_idx ON public.finished_default USING btree (id) WHERE (status = 'error'::text);
+
+
+--
+-- Name: finished_submitted_by_id; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX finished_submitted_by_id ON ONLY public.finished USING btree (submitted_by, id) WHERE (submitted_by IS NOT NULL);
+
+
+--
+-- Name: finished_default_submitted_by_id_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX finished_default_submitted_by_id_idx ON public.finished_default USING btree (submitted_by, id) WHERE (submitted_by IS NOT NULL);
 
 
 --
@@ -475,6 +531,13 @@ CREATE INDEX task_due ON public.task USING btree (bulk, due_at) WHERE (due_at IS
 
 
 --
+-- Name: task_external_id_id; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX task_external_id_id ON public.task USING btree (external_id, id) WHERE (external_id IS NOT NULL);
+
+
+--
 -- Name: task_overdue; Type: INDEX; Schema: public; Owner: -
 --
 
@@ -510,10 +573,38 @@ CREATE INDEX task_waiting ON public.task USING btree (equipment_id, seq) WHERE (
 
 
 --
+-- Name: finished_default_equipment_id_id_idx; Type: INDEX ATTACH; Schema: public; Owner: -
+--
+
+ALTER INDEX public.finished_equipment_id_id ATTACH PARTITION public.finished_default_equipment_id_id_idx;
+
+
+--
+-- Name: finished_default_external_id_id_idx; Type: INDEX ATTACH; Schema: public; Owner: -
+--
+
+ALTER INDEX public.finished_external_id_id ATTACH PARTITION public.finished_default_external_id_id_idx;
+
+
+--
+-- Name: finished_default_id_idx; Type: INDEX ATTACH; Schema: public; Owner: -
+--
+
+ALTER INDEX public.finished_failures ATTACH PARTITION public.finished_default_id_idx;
+
+
+--
 -- Name: finished_default_pkey; Type: INDEX ATTACH; Schema: public; Owner: -
 --
 
 ALTER INDEX public.finished_pkey ATTACH PARTITION public.finished_default_pkey;
+
+
+--
+-- Name: finished_default_submitted_by_id_idx; Type: INDEX ATTACH; Schema: public; Owner: -
+--
+
+ALTER INDEX public.finished_submitted_by_id ATTACH PARTITION public.finished_default_submitted_by_id_idx;
 
 
 --

@@ -20,6 +20,7 @@ from service_b.api.bulk import Bulk
 from service_b.api.middleware import observing
 from service_b.api.trail import Trail
 from service_b.database import create_pool
+from service_b.listings import Listings
 from service_b.maintenance import keys, losses, partitions
 from service_b.maintenance.backlog import BacklogMeter
 from service_b.maintenance.reconciler import ROUND_SECONDS, Reconciler
@@ -90,6 +91,7 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
         submission = app[parts.SUBMISSION] = Submission(pool, app[SETTINGS], app[WAKE], app[INTERNAL])
         statuses = app[parts.STATUSES] = Statuses(partial(lookups.look_up, pool))
         resources = app[parts.RESOURCES] = Resources(pool)
+        app[parts.LISTINGS] = Listings(pool)
         yield
         await submission.close()
         await statuses.close()

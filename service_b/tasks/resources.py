@@ -28,7 +28,7 @@ UNFINISHED = f"""
          WHEN {DUE} THEN 'due' ELSE 'dispatched' END AS state,
     coalesce(start_at, CASE WHEN due_at > {NOW} THEN due_at END) - {CORRECTION} AS next_attempt_at, seq
 """
-"""What is told of rows of `task`; see `AHEAD`."""
+"""What is told of rows of `task`; see `LINE`."""
 
 FINISHED = f"""
     {COMMON}, finished_at, code,
@@ -38,7 +38,7 @@ FINISHED = f"""
 """
 """What is told of rows of `finished`."""
 
-AHEAD = f"""
+LINE = f"""
 device AS MATERIALIZED (
     SELECT equipment_id, (SELECT count(*) FROM task WHERE task.equipment_id = waiting.equipment_id AND active) AS active
     FROM (SELECT DISTINCT equipment_id FROM found WHERE state = 'waiting') AS waiting
@@ -48,16 +48,18 @@ device AS MATERIALIZED (
         FROM task WHERE task.equipment_id = device.equipment_id AND {WAITING} ORDER BY seq LIMIT {MAX_AHEAD} OFFSET 0
     ) AS place
 )
-SELECT found.*, CASE state WHEN 'waiting' THEN coalesce(ahead, {MAX_AHEAD}) END AS ahead
-FROM found LEFT JOIN line USING (seq)
 """
-"""The end of a statement about `found`, some of the unfinished: what is in front of those that wait.
+"""Parts of a statement's WITH, after one called `found`, some of the unfinished: what is in front of those that wait.
 
 A device's line is read once, however many of its tasks are asked for.
 """
 
+AHEAD = f"CASE state WHEN 'waiting' THEN coalesce(ahead, {MAX_AHEAD}) END"
+"""How many are in front of a row of `found LEFT JOIN line USING (seq)`."""
+
 FIND_UNFINISHED = f"""
-WITH found AS MATERIALIZED (SELECT {UNFINISHED} FROM task WHERE id = ANY($1::uuid[])), {AHEAD}
+WITH found AS MATERIALIZED (SELECT {UNFINISHED} FROM task WHERE id = ANY($1::uuid[])), {LINE}
+SELECT found.*, {AHEAD} AS ahead FROM found LEFT JOIN line USING (seq)
 """
 
 FIND_FINISHED = f"""

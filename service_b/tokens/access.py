@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import translate
@@ -20,17 +20,20 @@ class Access:
     roles: frozenset[Role]
     # Matches the serials of its devices.
     devices: re.Pattern[str]
+    # The same for LIKE, in SQL; None: all devices are.
+    patterns: tuple[str, ...] | None = None
     # Until when, in seconds since 1970.
     expires: float = math.inf
 
     @classmethod
-    def of(cls, name: str, roles: Iterable[Role], devices: Iterable[str], expires: datetime | None) -> Self:
+    def of(cls, name: str, roles: Iterable[Role], devices: Collection[str], expires: datetime | None) -> Self:
         """Make it of what the file says. In a pattern, `*` stands for any characters; an admin's are not looked at."""
         held = frozenset(roles)
         if "admin" in held:
             held, devices = ROLES, ("*",)
         matching = re.compile("|".join(map(translate, devices)))
-        return cls(name, held, matching, expires.timestamp() if expires else math.inf)
+        patterns = None if "*" in devices else tuple(device.replace("*", "%") for device in devices)
+        return cls(name, held, matching, patterns, expires.timestamp() if expires else math.inf)
 
     def covers(self, equipment_id: str) -> bool:
         """Tell whether a device is one of the token's."""

@@ -105,6 +105,12 @@ MATRIX: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {
         "other's device": (401, 403, 404, 404, 200),
         "no task": (401, 403, 404, 404, 404),
     },
+    ("GET", "/api/v1/tasks"): {"": (401, 403, 200, 200, 200)},
+    ("GET", "/api/v1/equipment/cpe/{id}/tasks"): {
+        "own task": (401, 403, 200, 200, 200),
+        "other's device": (401, 403, 404, 404, 200),
+        "no device": (401, 403, 404, 404, 404),
+    },
     ("GET", "/problems/{slug}"): {"": (200,) * 5},
     ("GET", "/health/live"): {"": (200,) * 5},
     ("GET", "/health/ready"): {"": (200,) * 5},

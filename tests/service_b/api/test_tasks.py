@@ -177,6 +177,7 @@ async def test_each_state(client: Client, pool: asyncpg.Pool, sql: asyncpg.Conne
     made = await one_of_each(pool)
     told = {state: await get(client, dispatch.id) for state, dispatch in made.items()}
     assert {state: (task["state"], task["code"], task["ahead"], task["attempt"]) for state, task in told.items()} == {
+        "scheduled": ("scheduled", None, None, 0),
         "waiting": ("waiting", None, 1, 0),
         "due": ("due", None, None, 1),
         "dispatched": ("dispatched", None, None, 1),
@@ -184,6 +185,7 @@ async def test_each_state(client: Client, pool: asyncpg.Pool, sql: asyncpg.Conne
         "success": ("succeeded", 200, None, 1),
         "error": ("failed", 404, None, 1),
     }
+    assert {state for state, task in told.items() if task["nextAttemptAt"]} == {"scheduled"}
     assert {state for state, task in told.items() if task["begunAt"]} == {"success", "error", "running"}
     assert {state for state, task in told.items() if task["finishedAt"]} == {"success", "error"}
     assert told["due"]["reason"] == "given back"

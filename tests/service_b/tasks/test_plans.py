@@ -60,34 +60,43 @@ def modules() -> list[str]:
 
 
 def statements() -> dict[str, str]:
-    """All statements of the package: constants that begin as SQL does."""
+    """All statements of the package: constants that begin as SQL does, and those in constants that are dictionaries."""
     return {
         name: value
         for module in map(importlib.import_module, modules())
-        for name, value in vars(module).items()
-        if name.isupper() and isinstance(value, str) and re.match(r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b", value)
+        for constant, held in vars(module).items()
+        if constant.isupper()
+        for name, value in (
+            ((f"{constant}[{key}]", each) for key, each in held.items())
+            if isinstance(held, dict)
+            else [(constant, held)]
+        )
+        if isinstance(value, str) and re.match(r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b", value)
     }
 
 
 def test_nothing_but_these_statements_is_sent() -> None:
     """So no statement escapes the tests below."""
+    names = {name.partition("[")[0] for name in statements()}
     for path in Path(tasks.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 if node.func.attr in ("execute", "executemany", "fetch", "fetchrow", "fetchval", "fetchmany"):
-                    assert isinstance(node.args[0], ast.Name), f"{path.name}:{node.lineno}"
-                    assert node.args[0].id in statements(), f"{path.name}:{node.lineno}"
+                    sent = node.args[0].value if isinstance(node.args[0], ast.Subscript) else node.args[0]
+                    assert isinstance(sent, ast.Name), f"{path.name}:{node.lineno}"
+                    assert sent.id in names, f"{path.name}:{node.lineno}"
                 assert node.func.attr not in ("prepare", "cursor", "copy_records_to_table"), (
                     f"{path.name}:{node.lineno}"
                 )
 
 
-async def explain(connection: asyncpg.Connection, statement: str) -> dict[str, Any]:
-    """The generic plan of a statement."""
+async def explain(connection: asyncpg.Connection, statement: str, *values: str) -> dict[str, Any]:
+    """The generic plan of a statement; with the first few values, what it comes to for those."""
     await connection.execute(f"PREPARE explained AS {statement}")
     parameters = len(set(re.findall(r"\$\d+", statement)))
-    values = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
-    text = await connection.fetchval(f"EXPLAIN (FORMAT JSON, VERBOSE) EXECUTE explained{values}")
+    given = [*values, *["NULL"] * (parameters - len(values))]
+    arguments = f"({', '.join(given)})" if given else ""
+    text = await connection.fetchval(f"EXPLAIN (FORMAT JSON, VERBOSE) EXECUTE explained{arguments}")
     await connection.execute("DEALLOCATE explained")
     plan: dict[str, Any] = json.loads(text)[0]["Plan"]
     return plan
@@ -197,6 +206,37 @@ async def grown_a_hundredfold(admin: asyncpg.Connection) -> None:
     await admin.execute(FILL_FINISHED, 20_000, 1)
 
 
+READ_ALONG = {
+    "LIST_UNFINISHED[id]": {"task_pkey"},
+    "LIST_UNFINISHED[external_id]": {"task_external_id_id"},
+    "LIST_UNFINISHED[device]": {"task_active", "task_waiting", "task_scheduled"},
+    "LIST_UNFINISHED[dispatched]": {"task_dispatched"},
+    "LIST_UNFINISHED[running]": {"task_overdue"},
+    "LIST_FINISHED[id]": {"pkey"},
+    "LIST_FINISHED[external_id]": {"external_id_id_idx"},
+    "LIST_FINISHED[device]": {"equipment_id_id_idx"},
+    "LIST_FINISHED[client]": {"submitted_by_id_idx"},
+    "LIST_FINISHED[failure]": {"id_idx"},
+}
+"""The indexes that lists are read along; of a partition's, what their names end with."""
+
+
+ALL_IDS = "'ffffffff-ffff-ffff-ffff-ffffffffffff'", "'00000000-0000-0000-0000-000000000000'"
+"""Without them no partition would be looked at."""
+
+
+def read_along(plan: dict[str, Any]) -> set[str]:
+    """The indexes by which what is `scanned` is found."""
+    names = {
+        node["Index Name"]
+        for part in nodes(plan)
+        if part.get("Subplan Name") == "CTE scanned"
+        for node in nodes(part)
+        if node.get("Relation Name", "").startswith(("task", "finished")) and node["Relation Name"] != "task_clock"
+    }
+    return {re.sub(r"^finished_(default|\d{8})_", "", name) for name in names}
+
+
 @pytest.mark.parametrize(
     "reach",
     [
@@ -220,8 +260,13 @@ async def test_every_statement_keeps_its_plan(
     await reach(admin)
     connection = await connect(database)
     try:
-        found = {name: faults(await explain(connection, statement)) for name, statement in statements().items()}
+        plans = {
+            name: await explain(connection, statement, *(ALL_IDS if name in READ_ALONG else ()))
+            for name, statement in statements().items()
+        }
     finally:
         await connection.close()
+    found = {name: faults(plan) for name, plan in plans.items()}
     assert len(found) > 10
+    assert {name: read_along(plans[name]) for name in READ_ALONG} == READ_ALONG
     assert {name: bad for name, bad in found.items() if bad and name not in READS_ALL} == {}
