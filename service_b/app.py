@@ -68,6 +68,8 @@ def create_app(settings: Settings, periods: Periods = Periods(), *, tls: Reloadi
     app[INTERNAL] = Clock()
     app[bulk.BULK] = Bulk()
     app.on_shutdown.append(app[bulk.BULK].stop)
+    if trail:
+        app.on_cleanup.append(_writing(trail))
     app.cleanup_ctx.extend([_storage, partial(_background, tls=tls)])
     if settings.tokens_file:
         app[TOKENS] = Tokens(settings.tokens_file, look_seconds=periods.tokens)
@@ -82,6 +84,15 @@ def create_app(settings: Settings, periods: Periods = Periods(), *, tls: Reloadi
     # The broker is not asked: without it tasks are accepted all the same.
     add_health_routes(app, storage, port=settings.health_port)
     return app
+
+
+def _writing(trail: Trail) -> Callable[[web.Application], Awaitable[None]]:
+    """Write the last lines of a trail when the last request has been answered."""
+
+    async def write(app: web.Application) -> None:
+        trail.write()
+
+    return write
 
 
 async def _storage(app: web.Application) -> AsyncIterator[None]:
