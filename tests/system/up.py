@@ -131,7 +131,7 @@ def plan_from_environment() -> Plan:
 def urls(system: System) -> str:
     """What to open, one line each; the environment's servers are somebody's own, passwords and all."""
     lines = {
-        "service B": f"{system.service_b.url}/api/v1/",
+        "service B": f"{system.service_b.url}/api/v1/  {system.service_b.url}/docs",
         "service A": f"{system.service_a.url}/health/live",
         "metrics": "  ".join(
             f"{process.url}/metrics" for process in (system.service_b, system.results, system.configurator)
