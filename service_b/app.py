@@ -15,6 +15,7 @@ from messaging.session import Session
 from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
 from runtime.tls import Reloading
+from service_b.acts import Acts
 from service_b.api import bulk, docs, parts, reading, routes
 from service_b.api.bulk import Bulk
 from service_b.api.middleware import observing
@@ -101,9 +102,11 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
         app[POOL] = pool
         submission = app[parts.SUBMISSION] = Submission(pool, app[SETTINGS], app[WAKE], app[INTERNAL])
         statuses = app[parts.STATUSES] = Statuses(partial(lookups.look_up, pool))
+        acts = app[parts.ACTS] = Acts(pool, app[INTERNAL])
         resources = app[parts.RESOURCES] = Resources(pool)
         app[parts.LISTINGS] = Listings(pool)
         yield
+        await acts.close()
         await submission.close()
         await statuses.close()
         await resources.close()

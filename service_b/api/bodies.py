@@ -35,11 +35,14 @@ class Parameters(TypedDict):
     interfaces: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1024)]
 
 
+Timeout = Annotated[int, Field(ge=1, le=3600)]
+
+
 @with_config(strict=True, extra="ignore")
 class Body(TypedDict):
     """The body of a POST. Unknown keys are ignored."""
 
-    timeoutInSeconds: Annotated[int, Field(ge=1, le=3600)]
+    timeoutInSeconds: Timeout
     parameters: Parameters
 
 

@@ -8,7 +8,16 @@ from typing import Annotated, Any, NotRequired
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
-from service_b.api.bodies import SERIAL, Body, ConfigureRequest, Shape, decode, encode_parameters
+from service_b.api.bodies import (
+    SERIAL,
+    Body,
+    ConfigureRequest,
+    Parameters,
+    Shape,
+    Timeout,
+    decode,
+    encode_parameters,
+)
 from service_b.api.errors import InvalidBodyError
 from service_b.api.times import parse_time
 from service_b.submission import Wishes
@@ -32,6 +41,15 @@ class Envelope(Body, TypedDict):
     notAfter: NotRequired[Time | None]
 
 
+@with_config(strict=True)
+class Retry(TypedDict):
+    """The body of a retry: what is to be otherwise than it was."""
+
+    timeoutInSeconds: NotRequired[Timeout]
+    parameters: NotRequired[Parameters]
+
+
+RETRY = Shape(Retry, ["parameters"], closed=True)
 ENVELOPE = Shape(Envelope, ["externalId", "parameters"], closed=True)
 
 
@@ -54,6 +72,16 @@ def parse_envelope(raw: bytes, horizon: timedelta) -> TaskRequest:
         ConfigureRequest(value["timeoutInSeconds"], encode_parameters(value["parameters"])),
         Wishes(value.get("externalId"), not_before, not_after),
     )
+
+
+def parse_retry(raw: bytes) -> tuple[int | None, str | None]:
+    """Check the body of a retry, which may be empty; return the time limit and the parameters (JSON text) it gives."""
+    if not raw:
+        return None, None
+    value = decode(raw)
+    RETRY.check(value, raw)
+    given = value.get("parameters")
+    return value.get("timeoutInSeconds"), None if given is None else encode_parameters(given)
 
 
 def read_times(value: dict[str, Any], horizon: timedelta) -> tuple[datetime | None, datetime | None]:

@@ -222,6 +222,36 @@ class StoppingError(ApiError):
     )
 
 
+class TaskEndedError(ApiError):
+    """A task that has ended cannot be taken back."""
+
+    code = 409
+    message = "The task has ended"
+    slug = "task-ended"
+    title = "The task has ended"
+    explanation = "What has ended cannot be cancelled any more; its state says how it ended."
+
+
+class NotRetryableError(ApiError):
+    """Only what has ended without success is tried again."""
+
+    code = 409
+    message = "The task has not ended, or has succeeded"
+    slug = "not-retryable"
+    title = "The task cannot be tried again"
+    explanation = "Only a task that has failed, was cancelled or has expired can be tried again."
+
+
+class ParametersForgottenError(ApiError):
+    """What the task was to set on its device is not kept (`KEEP_PARAMETERS`)."""
+
+    code = 409
+    message = "The parameters of this task were not kept: send them in the body"
+    slug = "parameters-forgotten"
+    title = "The parameters are needed"
+    explanation = "The parameters of this task were not kept. Send them in the body of the retry, as 'parameters'."
+
+
 class ProblemNotFoundError(ApiError):
     """There is no such kind of error."""
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 from aiohttp import web
 from aiohttp.web_urldispatcher import AbstractResource
 
+from service_b.acts import Acts
 from service_b.listings import Listings
 from service_b.resources import Resources
 from service_b.statuses import Statuses
@@ -13,8 +14,9 @@ from service_b.submission import Submission
 APP_NAME = web.AppKey("APP_NAME", str)
 SUBMISSION = web.AppKey("SUBMISSION", Submission)
 STATUSES = web.AppKey("STATUSES", Statuses)
-LISTINGS = web.AppKey("LISTINGS", Listings)
 RESOURCES = web.AppKey("RESOURCES", Resources)
+LISTINGS = web.AppKey("LISTINGS", Listings)
+ACTS = web.AppKey("ACTS", Acts)
 HORIZON = web.AppKey("HORIZON", timedelta)
 """How far ahead a task may begin or be given up."""
 PROBLEMATIC = web.AppKey("PROBLEMATIC", frozenset[AbstractResource | None])

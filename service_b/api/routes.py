@@ -5,7 +5,7 @@ import json
 from aiohttp import web
 
 from runtime.answers import Answer, json_error
-from service_b.api import lists, problems, tasks
+from service_b.api import acts, lists, problems, tasks
 from service_b.api.bodies import parse_request, parse_serial
 from service_b.api.errors import (
     RETRY_AFTER_SECONDS,
@@ -79,6 +79,7 @@ ROUTES = (
     Route("GET", "/api/v1/equipment/cpe/{id:[^/]+}/task/{task:[^/]+}", tell_status, frozenset({"read", "operate"})),
     *tasks.ROUTES,
     *lists.ROUTES,
+    *acts.ROUTES,
     *problems.ROUTES,
 )
 

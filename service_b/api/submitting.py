@@ -65,4 +65,5 @@ def content_of(equipment_id: str, configure: ConfigureRequest, wishes: Wishes | 
     parameters = json.loads(configure.parameters)
     asked = wishes or Wishes()
     of_the_task = [equipment_id, configure.timeout_seconds, parameters]
-    return [*of_the_task, asked.external_id, asked.not_before, asked.not_after]
+    of_which = [str(asked.retry_of)] if asked.retry_of else []
+    return [*of_the_task, asked.external_id, asked.not_before, asked.not_after, *of_which]

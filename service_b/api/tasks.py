@@ -1,6 +1,8 @@
 """The task as a resource: making one, and all that there is to tell of it."""
 
 import json
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -37,15 +39,17 @@ async def show_task(request: web.Request, caller: Caller | None = None) -> web.S
     return show(200, await find(request, caller))
 
 
-async def find(request: web.Request, caller: Caller | None) -> Task:
-    """Find the task of the request's path; what the caller may not see does not exist."""
+async def find(
+    request: web.Request, caller: Caller | None, may: Callable[[Caller, str, str | None], bool] = Caller.sees
+) -> Task:
+    """Find the task of the request's path; one with which the caller `may` not do this does not exist."""
     name = request.match_info["id"]
     if not CANONICAL_UUID.fullmatch(name):
         raise TaskNotFoundError
     if caller:
         caller.task = name
     task = await request.app[RESOURCES].get(name)
-    if task is None or (caller and not caller.sees(task.equipment_id, task.submitted_by)):
+    if task is None or (caller and not may(caller, task.equipment_id, task.submitted_by)):
         raise TaskNotFoundError
     return task
 
@@ -79,8 +83,14 @@ def shown(task: Task) -> dict[str, Any]:
         "nextAttemptAt": show_time(task.next_attempt_at),
         "code": task.code,
         "reason": task.reason,
-        "history": task.history,
+        "history": [_shown_event(event) for event in task.history],
     }
+
+
+def _shown_event(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event's JSON object, with all keys; its row has those that say something."""
+    at = datetime.fromisoformat(event["at"]).astimezone(UTC)
+    return {"at": show_time(at)} | {key: event.get(key) for key in ("event", "attempt", "outcome", "reason", "by")}
 
 
 ROUTES = (

@@ -39,6 +39,12 @@ class Caller:
         self.is_refused = not self.access.sees(equipment_id, submitted_by)
         return not self.is_refused
 
+    def may_act_on(self, equipment_id: str, submitted_by: str | None) -> bool:
+        """Tell whether the caller may change a task; see `Access.acts_on`."""
+        self.device = equipment_id
+        self.is_refused = not self.access.acts_on(equipment_id, submitted_by)
+        return not self.is_refused
+
 
 GATHER_SECONDS = 0.01
 """As exact as the time of a line is."""

@@ -44,3 +44,7 @@ class Access:
         if not self.covers(equipment_id):
             return False
         return "operate" in self.roles or ("read" in self.roles and submitted_by == self.name)
+
+    def acts_on(self, equipment_id: str, submitted_by: str | None) -> bool:
+        """Tell whether a task may be changed: the client's own, or any of the devices that it operates."""
+        return self.covers(equipment_id) and ("operate" in self.roles or submitted_by == self.name)

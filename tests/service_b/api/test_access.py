@@ -115,6 +115,19 @@ MATRIX: dict[tuple[str, str], dict[str, tuple[int, ...]]] = {
     ("GET", "/health/live"): {"": (200,) * 5},
     ("GET", "/health/ready"): {"": (200,) * 5},
     ("GET", "/metrics"): {"": (200,) * 5},
+    # At the end, for what is cancelled is so for whoever asks next.
+    ("POST", f"{TASK}/retry"): {
+        "own task": (401, 422, 403, 422, 422),
+        "other's task": (401, 404, 403, 422, 422),
+        "other's device": (401, 404, 403, 404, 422),
+        "no task": (401, 404, 403, 404, 404),
+    },
+    ("POST", f"{TASK}/cancel"): {
+        "own task": (401, 200, 403, 200, 200),
+        "other's task": (401, 404, 403, 200, 409),
+        "other's device": (401, 404, 403, 404, 200),
+        "no task": (401, 404, 403, 404, 404),
+    },
 }
 """Sections 8 and 9 of the contract, route by route: what each of `by_role` is answered. HEAD is answered as GET is."""
 

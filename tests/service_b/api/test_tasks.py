@@ -231,10 +231,9 @@ async def test_when_it_is_tried_again(client: Client, pool: asyncpg.Pool, sql: a
 
 async def test_its_history_is_told(client: Client, sql: asyncpg.Connection) -> None:
     task = (await (await client.post(TASKS, json=BODY)).json())["id"]
-    history = [
-        {"at": hours(0), "event": "attempt ended", "attempt": 1, "outcome": "unknown", "reason": "x", "by": None}
-    ]
-    await sql.execute("UPDATE task SET history = $1", json.dumps(history))
+    stored = {"at": "2026-11-26T03:04:05.678901+02:00", "event": "cancelled", "by": "oss"}
+    await sql.execute("UPDATE task SET history = $1", json.dumps([stored]))
+    history = [{"attempt": None, "outcome": None, "reason": None} | stored | {"at": "2026-11-26T01:04:05.678Z"}]
     assert (await get(client, task))["history"] == history
     await end_by_hand(sql, "true")
     assert (await get(client, task))["history"] == history
