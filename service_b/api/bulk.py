@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 
 from runtime.streams import End, Line, LineAnswer, LineStream
-from service_b.api.envelopes import parse_envelope
+from service_b.api.envelopes import parse_line
 from service_b.api.errors import (
     ApiError,
     BadRequestError,
@@ -25,15 +25,15 @@ from service_b.api.errors import (
     SilentClientError,
     StoppingError,
     TooLargeError,
-    TooManyTasksError,
     UnavailableError,
 )
-from service_b.api.parts import HORIZON, SUBMISSION
+from service_b.api.keys import make_once
+from service_b.api.parts import HORIZON
 from service_b.api.problems import problem
 from service_b.api.reading import MAX_BODY_BYTES, is_compressed
+from service_b.api.submitting import content_of, store
 from service_b.api.trail import Caller
 from service_b.storage import StorageRefusedError, StorageUnavailableError
-from service_b.submission import FullError
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -122,20 +122,13 @@ async def _answer_line(request: web.Request, caller: Caller | None, line: Line) 
 async def _store(request: web.Request, caller: Caller | None, line: Line) -> dict[str, Any]:
     if line is None:
         raise TooLargeError
-    wanted = parse_envelope(line, request.app[HORIZON])
+    wanted, key = parse_line(line, request.app[HORIZON])
     if caller and not caller.access.covers(wanted.equipment_id):
         raise EquipmentNotFoundError
-    try:
-        task_id = await request.app[SUBMISSION].submit(
-            wanted.equipment_id,
-            wanted.configure.timeout_seconds,
-            wanted.configure.parameters,
-            caller.access.name if caller else None,
-            replace(wanted.wishes, bulk=True),
-        )
-    except FullError as error:
-        raise TooManyTasksError("client" if error.whose == "token" else "equipment") from None
-    return {"code": 202, "id": str(task_id)}
+    of = wanted.equipment_id, wanted.configure
+    once = make_once(key, request, *content_of(*of, wanted.wishes)) if key is not None else None
+    task, is_replayed = await store(request, caller, once, *of, wishes=replace(wanted.wishes, bulk=True))
+    return {"code": 202, "id": task} | ({"replayed": True} if is_replayed else {})
 
 
 def _refusal(error: ApiError) -> dict[str, Any]:

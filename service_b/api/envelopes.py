@@ -42,6 +42,13 @@ class Envelope(Body, TypedDict):
 
 
 @with_config(strict=True)
+class Line(Envelope, TypedDict):
+    """One of many bodies in one request, each with a key of its own."""
+
+    idempotencyKey: NotRequired[str]
+
+
+@with_config(strict=True)
 class Retry(TypedDict):
     """The body of a retry: what is to be otherwise than it was."""
 
@@ -51,6 +58,7 @@ class Retry(TypedDict):
 
 RETRY = Shape(Retry, ["parameters"], closed=True)
 ENVELOPE = Shape(Envelope, ["externalId", "parameters"], closed=True)
+LINE = Shape(Line, ["externalId", "parameters"], closed=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,17 @@ def parse_envelope(raw: bytes, horizon: timedelta) -> TaskRequest:
     """Check the body of a task, as `bodies.parse_request` does. Its times may be as far ahead as `horizon`."""
     value = decode(raw)
     ENVELOPE.check(value, raw)
+    return _read(value, horizon)
+
+
+def parse_line(raw: bytes, horizon: timedelta) -> tuple[TaskRequest, str | None]:
+    """Check one of many bodies, as `parse_envelope` does; return its key, too."""
+    value = decode(raw)
+    LINE.check(value, raw)
+    return _read(value, horizon), value.get("idempotencyKey")
+
+
+def _read(value: dict[str, Any], horizon: timedelta) -> TaskRequest:
     not_before, not_after = read_times(value, horizon)
     return TaskRequest(
         value["equipmentId"],

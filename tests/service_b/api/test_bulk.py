@@ -154,6 +154,22 @@ async def test_a_broken_connection_keeps_what_was_answered(client: Client, sql: 
     assert (ended["end"], ended["token"]) == ("broken", None)
 
 
+async def test_lines_with_keys_may_all_be_sent_again(client: Client, sql: asyncpg.Connection) -> None:
+    count = 1500
+    lines = [line(f"DEVICE{number:04}", idempotencyKey=f"sheet-{number}") for number in range(count)]
+    first = await post(client, *lines[: count // 2])
+    told = await post(client, *lines, lines[0], line("OTHER1", idempotencyKey="sheet-0"), line(idempotencyKey=""))
+    assert [each["code"] for each in told] == [202] * (count + 1) + [422, 400]
+    assert [each["id"] for each in told[: count // 2]] == [each["id"] for each in first]
+    assert [each["line"] for each in told if each.get("replayed")] == [*range(1, count // 2 + 1), count + 1]
+    assert told[count + 1]["type"] == "/problems/key-reused"
+    assert await sql.fetchval("SELECT count(*) FROM task WHERE bulk") == count
+    # The same request as one that comes alone.
+    alone = await client.post(TASKS, data=line("DEVICE0000"), headers={"Idempotency-Key": "sheet-0"})
+    assert (alone.status, alone.headers["Idempotent-Replayed"]) == (202, "true")
+    assert (await alone.json())["id"] == told[0]["id"]
+
+
 async def test_a_client_that_falls_silent_is_told_so(database: DatabaseSettings, sql: asyncpg.Connection) -> None:
     app = create_app(settings_for(database))
     app[bulk.BULK].silence_seconds = 0.5
@@ -176,7 +192,6 @@ async def test_a_client_that_breaks_its_own_framing_is_told_so(database: Databas
         writer.write(b"nonsense\r\n")
         told = json.loads((await reader.readuntil(b"}\n")).splitlines()[-1])
         assert (told["line"], told["code"]) == (2, 408)
-        await reader.read()
         writer.close()
 
 
