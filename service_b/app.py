@@ -33,6 +33,8 @@ from service_b.submission import Submission
 from service_b.tasks import lookups, readiness
 from service_b.tasks.clock import Clock
 from service_b.tokens.file import LOOK_SECONDS, Tokens
+from service_b.waits import LOOK_SECONDS as WAITS_LOOK_SECONDS
+from service_b.waits import Waits
 from service_b.wakeup import listen
 
 log = structlog.stdlib.get_logger(__name__)
@@ -47,6 +49,7 @@ class Periods:
     poll: float = POLL_SECONDS
     round: float = ROUND_SECONDS
     tokens: float = LOOK_SECONDS
+    waits: float = WAITS_LOOK_SECONDS
 
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
@@ -71,6 +74,7 @@ def create_app(settings: Settings, periods: Periods = Periods(), *, tls: Reloadi
     app.on_shutdown.append(app[bulk.BULK].stop)
     if trail:
         app.on_cleanup.append(_writing(trail))
+    app.on_shutdown.append(_answer_waiting)
     app.cleanup_ctx.extend([_storage, partial(_background, tls=tls)])
     if settings.tokens_file:
         app[TOKENS] = Tokens(settings.tokens_file, look_seconds=periods.tokens)
@@ -101,7 +105,9 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
     async with create_pool(app[SETTINGS]) as pool:
         app[POOL] = pool
         submission = app[parts.SUBMISSION] = Submission(pool, app[SETTINGS], app[WAKE], app[INTERNAL])
-        statuses = app[parts.STATUSES] = Statuses(partial(lookups.look_up, pool))
+        look_up = partial(lookups.look_up, pool)
+        statuses = app[parts.STATUSES] = Statuses(look_up)
+        app[parts.WAITS] = Waits(look_up, look_seconds=app[PERIODS].waits)
         acts = app[parts.ACTS] = Acts(pool, app[INTERNAL])
         resources = app[parts.RESOURCES] = Resources(pool)
         app[parts.LISTINGS] = Listings(pool)
@@ -111,6 +117,11 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
         await statuses.close()
         await resources.close()
         await _close(pool)
+
+
+async def _answer_waiting(app: web.Application) -> None:
+    """Answer those who wait for the end of a task: the process stops, and another one can tell them more."""
+    app[parts.WAITS].stop()
 
 
 async def _close(pool: asyncpg.Pool) -> None:
@@ -141,7 +152,8 @@ async def _background(app: web.Application, tls: Reloading | None) -> AsyncItera
         REGISTRY.register(backlog)
         loops: dict[str, Loop] = {
             "relay": relay,
-            "wakeup": Endless(partial(listen, settings, app[WAKE])),
+            "wakeup": Endless(partial(listen, settings, app[WAKE], app[parts.WAITS].hear)),
+            "waits": Endless(app[parts.WAITS].look_again),
             "reconciler": Endless(reconciler.run),
             **{name: Endless(partial(reconciler.whenever_leading, chore)) for name, chore in chores.items()},
         }

@@ -4,6 +4,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 ACCEPTED = Counter("tasks_accepted", "Tasks stored")
 TOO_MANY = Counter("tasks_too_many", "Tasks refused since the device, or the token, has too many already", ["of"])
+WAITING = Gauge("requests_waiting", "Requests that wait for the end of a task")
 DISPATCHED = Counter("tasks_dispatched", "Attempts handed to the broker", ["publication"])
 SPARED = Gauge("service_a_spared", "Whether service A gets one call every few seconds only, as it answers none")
 LOST_DISPATCHES = Counter("tasks_lost_dispatches", "Messages that nobody had begun in time: their tasks are due again")

@@ -8,6 +8,8 @@ from asyncpg.pgproto.pgproto import UUID  # Its own kind is read quicker, and go
 from service_b.storage import Storage
 from service_b.tasks.lookups import Status
 
+__all__ = ["Status", "Statuses"]
+
 MAX_KEPT = 50_000
 """Some 400 bytes each."""
 

@@ -10,9 +10,11 @@ from service_b.listings import Listings
 from service_b.resources import Resources
 from service_b.statuses import Statuses
 from service_b.submission import Submission
+from service_b.waits import Waits
 
 APP_NAME = web.AppKey("APP_NAME", str)
 SUBMISSION = web.AppKey("SUBMISSION", Submission)
+WAITS = web.AppKey("WAITS", Waits)
 STATUSES = web.AppKey("STATUSES", Statuses)
 RESOURCES = web.AppKey("RESOURCES", Resources)
 LISTINGS = web.AppKey("LISTINGS", Listings)

@@ -18,6 +18,8 @@ from service_b.api.parts import APP_NAME, PROBLEMATIC, STATUSES
 from service_b.api.reading import CANONICAL_UUID, read
 from service_b.api.submitting import submit
 from service_b.api.trail import Caller
+from service_b.api.waiting import PREFER, has_ended, look_or_wait, wait_for_new
+from service_b.statuses import Status
 from service_b.tokens.file import Tokens
 
 RUNNING = b'{"code":204,"message":"Task is still running"}'
@@ -47,6 +49,8 @@ async def create_task(request: web.Request, caller: Caller | None = None) -> web
     serial = _parse_serial(request, caller)
     wanted = parse_request(await read(request))
     task, headers = await submit(request, caller, serial, wanted)
+    if PREFER in request.headers:
+        headers = headers | await wait_for_new(request, task)
     return Answer(
         200,
         b'{"code":200,"taskId":"%s"}' % task.encode(),
@@ -57,20 +61,28 @@ async def create_task(request: web.Request, caller: Caller | None = None) -> web
 async def tell_status(request: web.Request, caller: Caller | None = None) -> web.StreamResponse:
     """Tell what became of a task."""
     serial = _parse_serial(request, caller)
-    if not CANONICAL_UUID.fullmatch(request.match_info["task"]):
+    task = request.match_info["task"]
+    if not CANONICAL_UUID.fullmatch(task):
         raise TaskNotFoundError
     if caller:
-        caller.task = request.match_info["task"]
-    status = await request.app[STATUSES].get(request.match_info["task"])
-    if status is None or (caller and not caller.sees(status.equipment_id, status.submitted_by)):
-        raise TaskNotFoundError
-    if status.equipment_id != serial or status.code == 404:
-        raise EquipmentNotFoundError
+        caller.task = task
+
+    async def look() -> Status:
+        status = await request.app[STATUSES].get(task)
+        if status is None or (caller and not caller.sees(status.equipment_id, status.submitted_by)):
+            raise TaskNotFoundError
+        if status.equipment_id != serial:
+            raise EquipmentNotFoundError
+        return status
+
+    status, applied = await look_or_wait(request, task, look, has_ended)
+    if status.code == 404:
+        return json_error(404, EquipmentNotFoundError().body(), applied)
     if status.code is None:
-        return Answer(200, RUNNING, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+        return Answer(200, RUNNING, {"Retry-After": str(RETRY_AFTER_SECONDS)} | applied)
     if status.code != 200:
-        return json_error(ApiError.code, ApiError().body())
-    return Answer(200, COMPLETED)
+        return json_error(ApiError.code, ApiError().body(), applied)
+    return Answer(200, COMPLETED, applied)
 
 
 ROUTES = (

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from service_b.api.reading import CANONICAL_UUID, read
 from service_b.api.submitting import submit
 from service_b.api.times import show_time
 from service_b.api.trail import Caller
+from service_b.api.waiting import look_or_wait
 from service_b.resources import Task
 
 TASKS = "/api/v1/tasks"
@@ -31,12 +33,14 @@ async def make_task(request: web.Request, caller: Caller | None = None) -> web.S
     if caller and not caller.covers(wanted.equipment_id):
         raise EquipmentNotFoundError
     name, headers = await submit(request, caller, wanted.equipment_id, wanted.configure, wanted.wishes)
-    return show(202, await request.app[RESOURCES].get(name), {"Location": f"{TASKS}/{name}"} | headers)
+    task, applied = await look_or_wait(request, name, partial(request.app[RESOURCES].get, name), _has_ended)
+    return show(202, task, {"Location": f"{TASKS}/{name}"} | headers | applied)
 
 
 async def show_task(request: web.Request, caller: Caller | None = None) -> web.StreamResponse:
     """Tell all there is to tell of a task."""
-    return show(200, await find(request, caller))
+    task, applied = await look_or_wait(request, request.match_info["id"], partial(find, request, caller), _has_ended)
+    return show(200, task, applied)
 
 
 async def find(
@@ -59,6 +63,10 @@ def show(code: int, task: Task | None, headers: dict[str, str] | None = None) ->
     if task is None:  # Forgotten since a moment ago, by somebody's own SQL.
         raise TaskNotFoundError
     return Answer(code, json.dumps(shown(task), separators=(",", ":")).encode(), headers)
+
+
+def _has_ended(task: Task | None) -> bool:
+    return task is None or task.code is not None
 
 
 def shown(task: Task) -> dict[str, Any]:

@@ -10,6 +10,11 @@ from service_b.database import Queries
 # The table is looked up as in every other statement, so this follows the search path, whoever has set it.
 SCHEMA = "(SELECT relnamespace FROM pg_class WHERE oid = 'task'::regclass)"
 
+ENDED = f"'task_ended_' || {SCHEMA}"
+"""What is notified, with the ids, when tasks have ended: SQL."""
+
+NAME_ENDED = f"SELECT {ENDED}"
+
 NAME_DUE = f"SELECT 'task_due_' || {SCHEMA}"
 
 ANNOUNCE = f"SELECT pg_notify('task_due_' || {SCHEMA}, '')"
@@ -24,6 +29,12 @@ async def name_due(connection: Queries) -> str:
     name: str | None = await connection.fetchval(NAME_DUE)
     if name is None:
         raise asyncpg.UndefinedTableError("the task table is just being made or dropped")
+    return name
+
+
+async def name_ended(connection: Queries) -> str:
+    """Tell what is notified, with the ids of tasks and commas between them, when those have ended."""
+    name: str = await connection.fetchval(NAME_ENDED)
     return name
 
 

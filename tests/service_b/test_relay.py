@@ -285,7 +285,7 @@ async def test_a_listener_whose_connection_dies_listens_again(
 async def _listening(
     database: DatabaseSettings, wake: asyncio.Event, check_seconds: float = CHECK_SECONDS
 ) -> AsyncIterator[None]:
-    listening = asyncio.create_task(listen(database, wake, check_seconds=check_seconds))
+    listening = asyncio.create_task(listen(database, wake, lambda _: None, check_seconds=check_seconds))
     try:
         yield
     finally:
