@@ -41,12 +41,7 @@ DROP INDEX task_waiting;
 CREATE INDEX task_waiting ON task (equipment_id, seq) WHERE NOT active AND start_at IS NULL;
 CREATE INDEX task_start ON task (start_at) WHERE start_at IS NOT NULL;
 CREATE INDEX task_scheduled ON task (equipment_id) WHERE NOT active AND start_at IS NOT NULL;
--- What lists are read along, newest first.
 CREATE INDEX task_external_id_id ON task (external_id, id) WHERE external_id IS NOT NULL;
-CREATE INDEX finished_equipment_id_id ON finished (equipment_id, id);
-CREATE INDEX finished_external_id_id ON finished (external_id, id) WHERE external_id IS NOT NULL;
-CREATE INDEX finished_submitted_by_id ON finished (submitted_by, id) WHERE submitted_by IS NOT NULL;
-CREATE INDEX finished_failures ON finished (id) WHERE status = 'error';
 -- What came singly is claimed first; so each kind is looked up by itself.
 DROP INDEX task_due, task_submitted_by;
 CREATE INDEX task_due ON task (bulk, due_at) WHERE due_at IS NOT NULL;
@@ -76,7 +71,6 @@ SET LOCAL lock_timeout = '10s';
 DROP TABLE idempotency_secret;
 DROP TABLE idempotency_key;
 
-DROP INDEX finished_equipment_id_id, finished_external_id_id, finished_submitted_by_id, finished_failures;
 -- What has not taken its place yet takes it now.
 DROP INDEX task_start, task_scheduled, task_external_id_id, task_waiting, task_due, task_submitted_by;
 CREATE INDEX task_due ON task (due_at) WHERE due_at IS NOT NULL;

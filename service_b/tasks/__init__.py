@@ -27,7 +27,7 @@ A task is in exactly one state, which its row tells (the conditions are in `stat
   then is in `finished` afterwards.
 
 *Active* means due, dispatched or running: the one task that may configure its device now. A unique index over the
-devices of active tasks makes "one at a time" a fact of the schema. The other indexes serve one state each.
+devices of active tasks makes "one at a time" a fact of the schema. The other indexes serve one state each, or lists.
 
 The transitions
 ===============

@@ -4,7 +4,7 @@ import asyncpg
 
 from service_b.database import STORAGE_ERRORS, Queries, describe
 
-PROBE = "SELECT task.history FROM task, task_begun WHERE false"
+PROBE = "SELECT task.history, 'finished_failures'::regclass FROM task, task_begun WHERE false"
 """Names something of the newest migration: before that nothing works."""
 
 

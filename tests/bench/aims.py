@@ -101,6 +101,11 @@ def plans_ratio(figures: Figures) -> float:
     return min(rates) / max(rates)
 
 
+def list_ratio(name: str, page: str) -> Ratio:
+    """How long a page of a list takes among ten million finished tasks."""
+    return Ratio(f"lists, {name}, {page}", lambda f: f[f"lists.{name}.{page}"], at_most=50, unit="ms")
+
+
 def guard_ratios(kind: str, at_most: float) -> tuple[Ratio, ...]:
     """What a task costs, by CPU time, with one of the guards on, as a multiple of that with none."""
     return tuple(
@@ -147,6 +152,11 @@ AIMS = (
         for rate in ("accept", "status unfinished", "path")
     ),
     growth_ratio("finished", "status finished"),
+    *(
+        list_ratio(name, page)
+        for name in ("all", "succeeded", "failed", "external id")
+        for page in ("first page", "page 1,000")
+    ),
     Ratio("a day dropped, duration", lambda f: f["drop.seconds, worst"], at_most=1, unit="s"),
     Ratio(
         "a day dropped, POST's longest less that without",

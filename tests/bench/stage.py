@@ -54,6 +54,7 @@ class Sizes:
     pending: int = 1_000_000
     finished: int = 10_000_000
     asked: int = 5000
+    pages: int = 1000
     looked_up: int = 120_000
     of_one_device: int = 10_000
     drop_rate: float = 500.0
@@ -80,6 +81,7 @@ QUICK = Sizes(
     pending=20_000,
     finished=100_000,
     asked=500,
+    pages=10,
     looked_up=3000,
     of_one_device=1000,
     drop_rate=100.0,

@@ -12,6 +12,7 @@ from service_b import listings
 from service_b.app import create_app
 from service_b.database import DatabaseSettings
 from tests.clients import Client, serving
+from tests.conftest import eventually
 from tests.service_b.api import test_access, test_routes
 from tests.service_b.api.test_access import PERIODS, TokensFile
 from tests.service_b.api.test_routes import settings_for
@@ -158,13 +159,16 @@ async def test_lists_do_not_take_all_connections(
     database: DatabaseSettings, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many ask for them, and however long that takes: others are served, and those are told to come again."""
-    monkeypatch.setattr(listings, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(listings, "TIMEOUT_SECONDS", 1.0)
     async with serving(create_app(settings_for(database))) as client:
         await make(client)
         async with sql.transaction():
             await sql.execute("LOCK TABLE finished")
             asked = [asyncio.create_task(client.get(TASKS, params={"state": "failed"})) for _ in range(20)]
+            blocked = "SELECT count(*) = $1 FROM pg_locks WHERE relation = 'finished'::regclass AND NOT granted"
+            await eventually(lambda: sql.fetchval(blocked, listings.AT_ONCE))
             assert (await client.post(f"{test_routes.PATH}/{OTHER}", json=test_routes.BODY)).status == 200
+            assert not any(each.done() for each in asked)
             for each in asked:
                 await assert_problem(await each, 503, "storage-unavailable")
         assert (await client.get(TASKS)).status == 200
