@@ -30,10 +30,11 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any],
         for body in case.body if isinstance(case.body, list) else [case.body]:
             if isinstance(body, dict):
                 body.update({name: time for name, time in SOON.items() if body.get(name) is not None})
+                if "idempotencyKey" in body:
+                    body["idempotencyKey"] = _digest(body)
     case.query.pop("cursor", None)
     if KEY in case.headers:
-        request = json.dumps([case.method, case.path_parameters, repr(case.body)])
-        case.headers[KEY] = hashlib.sha256(request.encode()).hexdigest()
+        case.headers[KEY] = _digest([case.method, case.path_parameters, case.body])
 
 
 @schemathesis.serializer(NDJSON)
@@ -46,6 +47,10 @@ def write_lines(context: schemathesis.SerializationContext, value: Any) -> bytes
 def read_lines(context: schemathesis.DeserializationContext, response: schemathesis.Response) -> list[Any]:
     """Read lines as a list."""
     return [json.loads(line) for line in response.content.splitlines()]
+
+
+def _digest(request: Any) -> str:
+    return hashlib.sha256(repr(request).encode()).hexdigest()
 
 
 def _whole(value: Any) -> Any:

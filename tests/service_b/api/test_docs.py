@@ -55,8 +55,8 @@ def served(client: Client) -> set[tuple[str, str]]:
     }
 
 
-async def test_what_is_served_is_described(client: Client) -> None:
-    assert served(client) <= set(OPERATIONS)
+async def test_what_is_served_is_described_and_nothing_else(client: Client) -> None:
+    assert served(client) == set(OPERATIONS)
 
 
 def test_the_roles_are_described() -> None:
