@@ -10,7 +10,7 @@ from service_b.api.guard import Route
 from service_b.api.parts import ACTS, RESOURCES
 from service_b.api.reading import read
 from service_b.api.submitting import submit
-from service_b.api.tasks import TASK, TASKS, find, show
+from service_b.api.tasks import TASK, find, show, show_new
 from service_b.api.trail import Caller
 from service_b.submission import Wishes
 from service_b.tokens.access import Role
@@ -40,7 +40,7 @@ async def retry_task(request: web.Request, caller: Caller | None = None) -> web.
         parameters, wishes = again.parameters, again.wishes
     configure = ConfigureRequest(timeout_seconds or task.timeout_seconds, parameters)
     name, headers = await submit(request, caller, task.equipment_id, configure, wishes)
-    return show(202, await request.app[RESOURCES].get(name), {"Location": f"{TASKS}/{name}"} | headers)
+    return await show_new(request, name, headers)
 
 
 ROLES = frozenset[Role]({"submit", "operate"})

@@ -26,14 +26,12 @@ def once_of(request: web.Request, *content: Any) -> Once:
 def make_once(key: str, request: web.Request, *content: Any) -> Once:
     """Put a key and its request together.
 
-    `content` is what makes it this request, besides the route: JSON, and times. White space, the order of names and the
+    `content` is what makes it this request, besides its path: JSON, and times. White space, the order of names and the
     offset of a time make no difference. Raises `BadRequestError`.
     """
     if not PRINTABLE.fullmatch(key):
         raise BadRequestError("An Idempotency-Key has 1 to 255 printable characters")
-    resource = request.match_info.route.resource
-    route = resource.canonical if resource else ""
-    return Once(key, json.dumps([request.method, route, content], sort_keys=True, default=_in_utc))
+    return Once(key, json.dumps([request.method, request.path, content], sort_keys=True, default=_in_utc))
 
 
 def _in_utc(time: datetime) -> str:

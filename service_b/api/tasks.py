@@ -33,6 +33,11 @@ async def make_task(request: web.Request, caller: Caller | None = None) -> web.S
     if caller and not caller.covers(wanted.equipment_id):
         raise EquipmentNotFoundError
     name, headers = await submit(request, caller, wanted.equipment_id, wanted.configure, wanted.wishes)
+    return await show_new(request, name, headers)
+
+
+async def show_new(request: web.Request, name: str, headers: dict[str, str]) -> web.StreamResponse:
+    """Show a task that was just stored; when it has ended, if the client would wait for that."""
     task, applied = await look_or_wait(request, name, partial(request.app[RESOURCES].get, name), _has_ended)
     return show(202, task, {"Location": f"{TASKS}/{name}"} | headers | applied)
 

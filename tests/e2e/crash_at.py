@@ -15,7 +15,7 @@ from typing import Any
 from configurator.leases import Leases
 from configurator.service_a import ServiceA
 from messaging.channel import Channel
-from service_b.tasks import claims, leases, outcomes, promotion
+from service_b.tasks import claims, keys, leases, outcomes, promotion
 
 
 def die() -> None:
@@ -59,9 +59,14 @@ POINTS: dict[str, Callable[[], None]] = {
     "results: committed, not acknowledged": lambda: after(outcomes, "apply", lambda *_: True),
 }
 
+OWN_POINTS: dict[str, Callable[[], None]] = {
+    "web: committed, not answered": lambda: after(keys, "insert_once", lambda *_: True),
+}
+"""Points that need a client of their own."""
+
 
 if __name__ == "__main__":
     module, point = sys.argv[1:]
-    POINTS[point]()
+    (POINTS | OWN_POINTS)[point]()
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
