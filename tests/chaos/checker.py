@@ -36,6 +36,11 @@ VIOLATIONS = {
     "called after the end": "service A was called for a task that had ended",
     "repeated": "service A was called again although its answer had reached us",
     "order": "a device's tasks were not taken in the order of acceptance",
+    "key": "one idempotency key made two tasks, or was answered with two",
+    "retry": "a task that nobody asked for again was tried again, or one that had not failed",
+    "begun after a cancel": "a call began for a task that had been taken back",
+    "cancel": "a task was cancelled and nobody asked for it, or was not though that was answered",
+    "wait": "a wait was answered as if its task had not ended, though it had in time",
     "going back": "a status seen by a reader went back",
     "unsent": "a task that nobody sent",
     "answer": "an answer outside the contract",
@@ -123,6 +128,8 @@ def check(history: Sequence[Event]) -> Verdict:
     if events["run"] and events["run"][0].get("once"):
         found += _check_repeats(calls)
     found += _check_order(events, rows, changes, calls)
+    found += _check_cancels(events["cancel"], rows, changes)
+    found += _check_waiting(events["read"], changes)
     found += _check_reads(events["read"], {event["task"]: event["t"] for event in events["submitted"]})
     for bug in events["bug"]:
         found.append(Violation("bug", bug["t"], "", bug["line"][:300]))
@@ -159,8 +166,10 @@ def _check_submissions(events: dict[str, list[Event]], rows: dict[str, Event], v
     accepted: dict[str, Event] = {}
     for event in events["submitted"]:
         if event["status"] == 200 and event["task"]:
-            verdict.accepted += 1
-            accepted[event["marker"]] = event
+            before = accepted.setdefault(event["marker"], event)
+            verdict.accepted += before is event
+            if before["task"] != event["task"]:
+                yield Violation("key", event["t"], event["task"], f"{event['marker']} was {before['task']} before")
             row = rows.get(event["task"])
             if row is None or row["status"] not in FINAL:
                 state = "there is no such row" if row is None else f"it is {row['status']}"
@@ -172,9 +181,12 @@ def _check_submissions(events: dict[str, list[Event]], rows: dict[str, Event], v
         else:
             yield Violation("answer", event["t"], "", f"POST answered {event['status']}")
     tasks_of = defaultdict(list)
+    keyed = {event["marker"] for event in events["submitted"] if event.get("key")}
+    yield from _check_retries(events["retry"], rows)
     for task, row in rows.items():
         marker = row["marker"]
-        tasks_of[marker].append(task)
+        if row.get("retry_of") is None:
+            tasks_of[marker].append(task)
         if sent.get(marker) != row["device"]:
             yield Violation("unsent", row["t"], task, f"{row['device']} with {marker!r}")
         if row["status"] not in FINAL and marker not in accepted:
@@ -182,7 +194,29 @@ def _check_submissions(events: dict[str, list[Event]], rows: dict[str, Event], v
     for marker, tasks in tasks_of.items():
         known = accepted.get(marker)
         if len(tasks) > 1 or (known and known["task"] not in tasks):
-            yield Violation("doubled", rows[tasks[0]]["t"], tasks[0], f"submission {marker} made {tasks}")
+            kind = "key" if marker in keyed else "doubled"
+            yield Violation(kind, rows[tasks[0]]["t"], tasks[0], f"submission {marker} made {tasks}")
+
+
+def _check_retries(retries: Sequence[Event], rows: dict[str, Event]) -> Iterable[Violation]:
+    """Each failed task is tried again under one key: whatever was sent how often, that makes one task."""
+    asked = {event["task"] for event in retries}
+    made = defaultdict(list)
+    for task, row in rows.items():
+        if before := row.get("retry_of"):
+            made[before].append(task)
+            if row["status"] not in FINAL:
+                yield Violation("lost", row["t"], task, f"a retry of {before}, and still {row['status']}")
+            if before not in asked or before not in rows or rows[before]["code"] == 200:
+                yield Violation("retry", row["t"], task, f"of {before}")
+    for event in retries:
+        if event["made"] and event["made"] not in made[event["task"]]:
+            yield Violation("lost", event["t"], event["made"], f"accepted as a retry of {event['task']}")
+        elif event["status"] not in (None, 202, 409, 503):
+            yield Violation("answer", event["t"], event["task"], f"a retry answered {event['status']}")
+    for before, tasks in made.items():
+        if len(tasks) > 1:
+            yield Violation("key", rows[tasks[0]]["t"], before, f"was tried again by {tasks}")
 
 
 def _check_ends(
@@ -205,7 +239,12 @@ def _check_ends(
             said = [(call.attempt, call.code) for call in answers.get(task, ())]
             yield Violation("unfounded", at, task, f"{row['status']} {row['code']}, but A said {said}")
         stored = changes[task][0]["t"] if task in changes else row["t"]
-        if row["code"] == 500 and at - stored < deadline - CLOCK_SLACK_SECONDS and row["attempt"] < LOSSES:
+        if (
+            row["code"] == 500
+            and row.get("ended_by") != "cancel"
+            and at - stored < deadline - CLOCK_SLACK_SECONDS
+            and row["attempt"] < LOSSES
+        ):
             said = [(call.attempt, call.code) for call in answers.get(task, ())]
             if 500 not in (code for _, code in said):
                 detail = f"error after {at - stored:.1f} s and {row['attempt']} attempts, but A said {said}"
@@ -213,6 +252,46 @@ def _check_ends(
     for task, seen_changes in changes.items():
         if task not in rows or any(change["status"] is None for change in seen_changes):
             yield Violation("lost", seen_changes[0]["t"], task, "its row was removed")
+
+
+def _check_cancels(
+    cancels: Sequence[Event], rows: dict[str, Event], changes: dict[str, list[Event]]
+) -> Iterable[Violation]:
+    """What was taken back before its lease never begins; what was under way is not tried again."""
+    asked = {event["task"]: event["began"] for event in reversed(cancels)}
+    for task, row in rows.items():
+        if row.get("ended_by") == "cancel" and task not in asked:
+            yield Violation("cancel", row["t"], task, "nobody asked for that")
+    for event in cancels:
+        task, status = event["task"], event["status"]
+        found, own = rows.get(task), changes.get(task, ())
+        end = next((change["t"] for change in own if change["status"] in FINAL), math.inf)
+        if status == 200 and not (found and found.get("ended_by") == "cancel"):
+            yield Violation("cancel", event["t"], task, "answered as cancelled, and is not")
+        elif status == 409 and end > event["t"] + CLOCK_SLACK_SECONDS:
+            yield Violation("cancel", event["t"], task, "answered as ended, and was not")
+        elif status not in (None, 200, 202, 409, 503):
+            yield Violation("answer", event["t"], task, f"a cancel answered {status}")
+        if status not in (200, 202):
+            continue
+        for change in own:
+            begins = change["begun"] and change["begun"] != change["old_begun"]
+            if begins and change["t"] > event["t"] + CLOCK_SLACK_SECONDS:
+                late = change["t"] - event["t"]
+                detail = f"attempt {change['attempt']} began {late:.3f} s after the answer {status}"
+                yield Violation("begun after a cancel", change["t"], task, detail)
+
+
+def _check_waiting(reads: Sequence[Event], changes: dict[str, list[Event]]) -> Iterable[Violation]:
+    """Who has waited to the end is told how it is then, also if nobody was told that the task ended."""
+    for read in reads:
+        until = read["began"] + read.get("wait", 0)
+        if not read.get("wait") or read["status"] != 200 or read["says"] != 204 or read["t"] < until:
+            continue  # A process that stops answers at once.
+        seen = changes.get(read["task"], ())
+        end = next((change["t"] for change in seen if change["status"] in FINAL), math.inf)
+        if end < until - CLOCK_SLACK_SECONDS:
+            yield Violation("wait", read["t"], read["task"], f"ended {read['t'] - end:.3f} s before the answer")
 
 
 def _check_waits(healed: Sequence[Event], changes: dict[str, list[Event]], patience: float) -> Iterable[Violation]:

@@ -51,8 +51,28 @@ def task(name: str, t: float, *, seq: int, device: str = "DEVICE1", status: str 
             reason=None,
             attempt=1,
             marker=f"m-{name}",
+            ended_by=None,
+            retry_of=None,
         ),
     ]
+
+
+def cancelled(status: int | None, t: float = 1.7, **row: Any) -> Made:
+    """The clean history, and one client that takes the first task back."""
+    asked = event("cancel", t, task="one", began=t - 0.1, status=status)
+    return [*altered("row", "one", **row), asked] if row else [*clean(), asked]
+
+
+def retried(*, made: str, of_task: str, times: int = 1, status: int = 202) -> Made:
+    """The clean history, and a task that was made to try another one again."""
+    history = clean()
+    for number in range(times):
+        own = task(f"{made}{number}", 20 + 10 * number, seq=20 + number, device="DEVICE2")
+        row = of(own, "row", f"{made}{number}")
+        row |= {"retry_of": of_task, "marker": f"m-{of_task}"}
+        history += [e for e in own if e["kind"] not in ("submit", "submitted")]
+        history.append(event("retry", 19, task=of_task, status=status, made=f"{made}{number}"))
+    return history
 
 
 def clean() -> Made:
@@ -243,6 +263,32 @@ BROKEN: dict[str, tuple[str, Made]] = {
     ),
     "strange answer": ("answer", [*clean(), event("submitted", 9, marker="m", device="D", status=500, task=None)]),
     "strange status": ("answer", [*clean(), event("read", 9, task="one", began=8, status=502, says=None)]),
+    "sent twice under a key, stored twice": (
+        "key",
+        [
+            *altered("submitted", "one", key="m-one"),
+            of(clean(), "row", "one") | {"task": "x", "seq": 9},
+        ],
+    ),
+    "answered with two tasks": (
+        "key",
+        [*clean(), event("submitted", 9, marker="m-one", device="DEVICE1", status=200, task="two", key="m-one")],
+    ),
+    "tried again twice": ("key", retried(made="again", of_task="three", times=2)),
+    "tried again though configured": ("retry", retried(made="again", of_task="one")),
+    "tried again by nobody": ("retry", [e for e in retried(made="again", of_task="three") if e["kind"] != "retry"]),
+    "a retry that is not there": ("lost", [*clean(), event("retry", 9, task="three", status=202, made="x")]),
+    "a strange answer to a retry": ("answer", [*clean(), event("retry", 9, task="three", status=500, made=None)]),
+    "begun though taken back": ("begun after a cancel", cancelled(200, 1.1, ended_by="cancel")),
+    "begun though not to be tried again": ("begun after a cancel", cancelled(202, 1.1)),
+    "cancelled by nobody": ("cancel", altered("row", "one", status="error", code=500, ended_by="cancel")),
+    "not cancelled after all": ("cancel", cancelled(200)),
+    "not ended yet": ("cancel", cancelled(409)),
+    "a strange answer to a cancel": ("answer", cancelled(404)),
+    "waited in vain": (
+        "wait",
+        [*clean(), event("read", 7.1, task="one", began=3.3, status=200, says=204, wait=3)],
+    ),
     "a bug": ("bug", [*clean(), event("bug", 9, line="relay.bug")]),
 }
 
@@ -335,3 +381,36 @@ def test_repeated_calls_are_a_violation_only_where_no_fault_excuses_them() -> No
     ]
     assert kinds([*clean(), *again]) == set()
     assert kinds([e | {"once": True} if e["kind"] == "run" else e for e in [*clean(), *again]]) == {"repeated"}
+
+
+def test_acts_that_are_answered_with_the_truth_are_clean() -> None:
+    assert kinds(cancelled(202)) == set()
+    assert kinds(cancelled(409, 4.5)) == set()
+    assert kinds(cancelled(None)) == set()
+    assert kinds(retried(made="again", of_task="three")) == set()
+    again = of(clean(), "submitted", "one") | {"t": 3.0, "key": "m-one"}
+    verdict = check([*clean(), again])
+    assert (verdict.violations, verdict.accepted) == ([], 3)
+
+
+def test_a_task_that_was_taken_back_needs_no_answer_of_service_a() -> None:
+    """It ended before its call: what else ends as an error must have been answered so."""
+    calls = {"a.begin", "a.end", "asked"}
+    history = [
+        e | {"status": "error", "code": 500, "ended_by": "cancel"} if e["kind"] == "row" and e["task"] == "one" else e
+        for e in clean()
+        if not (e["kind"] in calls and (e.get("task") == "one" or e.get("call") == 1 or "lease-one" in str(e)))
+        and not (e["kind"] == "transition" and e["task"] == "one" and e["t"] == 1.8)
+        and not (e["kind"] == "read" and e["task"] == "one")
+    ]
+    history = [
+        e | {"status": "error"} if e["kind"] == "transition" and e["task"] == "one" and e["status"] == "success" else e
+        for e in history
+    ]
+    asked = event("cancel", 3.6, task="one", began=3.0, status=200)
+    assert kinds([*history, asked]) == set()
+    assert kinds([e | {"ended_by": None} if e["kind"] == "row" else e for e in history]) == {"unfounded"}
+
+
+def test_a_wait_that_a_stop_cuts_short_says_how_it_is() -> None:
+    assert kinds([*clean(), event("read", 3.6, task="one", began=3.3, status=200, says=204, wait=3)]) == set()

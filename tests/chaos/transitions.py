@@ -36,8 +36,8 @@ DECLARE
     after jsonb;
     row_marker text;
 BEGIN
-    IF TG_OP <> 'INSERT' THEN before := to_jsonb(old) - ignored; END IF;
-    IF TG_OP <> 'DELETE' THEN after := to_jsonb(new) - ignored; END IF;
+    IF TG_OP <> 'INSERT' THEN before := to_jsonb(old) - ignored - 'history'; END IF;
+    IF TG_OP <> 'DELETE' THEN after := to_jsonb(new) - ignored - 'history'; END IF;
     IF before = after THEN RETURN NULL; END IF;
     IF TG_OP = 'INSERT' THEN row_marker := new.parameters->>'username'; END IF;
     INSERT INTO chaos_change (id, old_place, place, old, new, marker, is_end) VALUES (
@@ -57,9 +57,10 @@ IN_TWO_TABLES = """
 CREATE TRIGGER chaos_capture AFTER INSERT OR UPDATE ON finished
     FOR EACH ROW EXECUTE FUNCTION chaos_capture('finished');
 CREATE VIEW chaos_row AS
-    SELECT id, seq, equipment_id, 'pending' AS status, NULL::integer AS code, NULL AS reason, attempt FROM task
+    SELECT id, seq, equipment_id, 'pending' AS status, NULL::integer AS code, NULL AS reason, attempt, NULL AS ended_by,
+        retry_of::text FROM task
     UNION ALL
-    SELECT id, seq, equipment_id, status, code, reason, attempt FROM finished;
+    SELECT id, seq, equipment_id, status, code, reason, attempt, ended_by, retry_of::text FROM finished;
 CREATE VIEW chaos_unfinished AS SELECT id, equipment_id FROM task;
 """
 IN_ONE_TABLE = """
@@ -106,7 +107,8 @@ async def dump(connection: asyncpg.Connection, history: History, now: float) -> 
         history.write("transition", t=transition.pop("at") - offset, **transition)
     async with connection.transaction():
         async for row in connection.cursor(
-            "SELECT id::text AS task, seq, equipment_id AS device, status, code, reason, attempt FROM chaos_row"
+            "SELECT id::text AS task, seq, equipment_id AS device, status, code, reason, attempt, ended_by, retry_of"
+            " FROM chaos_row"
         ):
             history.write("row", marker=markers.get(row["task"]), **dict(row))
 

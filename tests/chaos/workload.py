@@ -17,6 +17,12 @@ TIMEOUT_SECONDS = 7.0
 SHARED_DEVICES = 40
 MAX_OPEN = 300
 """Clients at a time; beyond that they wait, as do all while the system is `MAX_BACKLOG_SECONDS` behind."""
+KEYED, TWICE, CANCELLING, RETRYING, WAITING = 0.15, 0.3, 0.05, 0.3, 0.3
+"""How many submit under a key, and of those so at once through two processes; take back what they have submitted; try
+again what has failed; and wait for an end instead of asking now and then."""
+WAIT_SECONDS = 3
+SENT_AGAIN = 6
+"""So often one is sent again under its key whose answer did not come."""
 MAX_BACKLOG_SECONDS = 8.0
 
 
@@ -110,15 +116,40 @@ class Workload:
         if accepted is None:
             return
         self._recent.append(accepted)
+        if self._random.random() < CANCELLING:
+            self._spawn(self._cancel(accepted), patient=True)
         if self._random.random() < 0.5:
             return
         self._spawn(self._wait(accepted), patient=True)
 
     async def _wait(self, accepted: Accepted) -> None:
         for _ in range(self._random.choice((1, 1, 2, 4, 8))):
-            await asyncio.sleep(self._random.uniform(0.2, 2))
-            if await self._read(accepted) or self._stopped.is_set():
+            wait = WAIT_SECONDS if self._random.random() < WAITING else 0
+            if not wait:
+                await asyncio.sleep(self._random.uniform(0.2, 2))
+            if await self._read(accepted, wait) or self._stopped.is_set():
                 return
+
+    async def _cancel(self, accepted: Accepted) -> None:
+        """Take a task back, mostly before its call; when in doubt once more, as a person would."""
+        for _ in range(2):
+            await asyncio.sleep(self._random.choice((0, self._random.uniform(0, 1))))
+            began = time.monotonic()
+            status, _ = await self._ask("POST", f"{self._url()}/api/v1/tasks/{accepted.task}/cancel", None)
+            self._history.write("cancel", task=accepted.task, began=began, status=status)
+            if status is not None:
+                return
+
+    async def _retry(self, accepted: Accepted) -> None:
+        """Try again what has failed; one that sent this twice, of which an answer was lost, made two."""
+        key = f"again-{accepted.task}"
+        for _ in range(SENT_AGAIN):
+            url = f"{self._url()}/api/v1/tasks/{accepted.task}/retry"
+            status, answer = await self._ask("POST", url, None, {"Idempotency-Key": key})
+            self._history.write("retry", task=accepted.task, status=status, made=answer.get("id"))
+            if status not in (None, 503) or self._stopped.is_set():
+                return
+            await asyncio.sleep(self._random.uniform(0.1, 1))
 
     async def _come_back(self) -> None:
         accepted = self._random.choice(self._recent)
@@ -130,25 +161,46 @@ class Workload:
         self._count += 1
         marker, device = f"{self._name}-{self._count}", self._device()
         self._history.write("submit", marker=marker, device=device)
-        url = f"{self._random.choice(self._urls)}/api/v1/equipment/cpe/{device}"
+        if self._random.random() >= KEYED:
+            return await self._post(marker, device)
+        # Under a key one may send again what may be stored already, and also at once.
+        for _ in range(SENT_AGAIN):
+            times = 2 if self._random.random() < TWICE else 1
+            answers = await asyncio.gather(*(self._post(marker, device, marker) for _ in range(times)))
+            if told := [answer for answer in answers if answer]:
+                return told[0]
+            if self._stopped.is_set():
+                break
+            await asyncio.sleep(self._random.uniform(0.1, 1))
+        return None
+
+    async def _post(self, marker: str, device: str, key: str | None = None) -> Accepted | None:
+        url = f"{self._url()}/api/v1/equipment/cpe/{device}"
         body = {"timeoutInSeconds": 1, "parameters": {"username": marker, "password": "secret", "interfaces": [1]}}
-        status, answer = await self._ask("POST", url, body)
+        status, answer = await self._ask("POST", url, body, {"Idempotency-Key": key} if key else None)
         task = answer.get("taskId") if status == 200 else None
-        self._history.write("submitted", marker=marker, device=device, status=status, task=task)
+        self._history.write("submitted", marker=marker, device=device, status=status, task=task, key=key)
         return Accepted(device, task) if task else None
 
-    async def _read(self, accepted: Accepted) -> bool:
-        """Read a status; tell whether it is final."""
+    async def _read(self, accepted: Accepted, wait: int = 0) -> bool:
+        """Read a status, or wait for the last one; tell whether it is final."""
         began = time.monotonic()
-        url = f"{self._random.choice(self._urls)}/api/v1/equipment/cpe/{accepted.device}/task/{accepted.task}"
-        status, answer = await self._ask("GET", url, None)
+        url = f"{self._url()}/api/v1/equipment/cpe/{accepted.device}/task/{accepted.task}"
+        status, answer = await self._ask("GET", url, None, {"Prefer": f"wait={wait}"} if wait else None)
         says = answer.get("message") if status == 404 else answer.get("code")
-        self._history.write("read", task=accepted.task, began=began, status=status, says=says)
+        self._history.write("read", task=accepted.task, began=began, status=status, says=says, wait=wait)
+        if status == 500 and not self._stopped.is_set() and self._random.random() < RETRYING:
+            self._spawn(self._retry(accepted), patient=True)
         return status in (404, 500) or (status == 200 and says == 200)
 
-    async def _ask(self, method: str, url: str, body: Any) -> tuple[int | None, dict[str, Any]]:
+    def _url(self) -> str:
+        return self._random.choice(self._urls)
+
+    async def _ask(
+        self, method: str, url: str, body: Any, headers: dict[str, str] | None = None
+    ) -> tuple[int | None, dict[str, Any]]:
         try:
-            async with self._http.request(method, url, json=body) as response:
+            async with self._http.request(method, url, json=body, headers=headers) as response:
                 return response.status, await response.json()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None, {}
