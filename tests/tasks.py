@@ -11,7 +11,7 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 from service_b.database import Connection, Queries
-from service_b.tasks import claims, expiry, inserts, leases, outcomes, promotion
+from service_b.tasks import claims, expiry, inserts, leadership, leases, outcomes, promotion
 from service_b.tasks.claims import Dispatch
 from service_b.tasks.endings import MOVE
 from service_b.tasks.inserts import NewTask, Wishes
@@ -227,6 +227,11 @@ async def let_time_pass(sql: asyncpg.Connection, seconds: float) -> None:
         """,
         seconds,
     )
+
+
+async def lead(pool: Queries, process: UUID) -> bool:
+    """Ask whether it is a process's turn to do the maintenance."""
+    return await leadership.lead(pool, process, await internal_time(pool))
 
 
 async def step_clock(sql: asyncpg.Connection, seconds: float) -> None:

@@ -83,7 +83,7 @@ class Reconciler:
         jump = await self._internal.look(connection)
         # Who has just started leaves it to those who know what time it is: they may have to correct it.
         now = self._internal.now()
-        self._turn(leads=now is not None and await leadership.lead(connection, self._id))
+        self._turn(leads=now is not None and await leadership.lead(connection, self._id, now))
         if now and jump and self.leading and await task_clock.correct(connection, jump):
             self._jump, self._mend_until = jump.by, clock.now() + MEND_SECONDS
             metrics.CLOCK_JUMPS.inc()

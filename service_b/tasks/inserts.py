@@ -10,10 +10,10 @@ from typing_extensions import Unpack
 
 from service_b.database import Queries
 from service_b.tasks import promotion
-from service_b.tasks.states import NOW, SCHEDULED, WAITING
+from service_b.tasks.states import LATELY, NOW, SCHEDULED, WAITING
 
 # Should the database's clock jump just then, it moves neither the task's deadline nor its turn.
-ACCEPTED = f"coalesce($8::timestamptz, {NOW})"
+ACCEPTED = f"coalesce($8::timestamptz, greatest({NOW}, {LATELY}))"
 DUE_AT_ONCE = f"least({NOW}, $8::timestamptz + interval '1 s')"
 
 # A time of the client's is as far from the moment of acceptance as it is from the plain clock, whatever that shows.

@@ -6,12 +6,12 @@ from enum import StrEnum
 from uuid import UUID
 
 from service_b.database import Queries
-from service_b.tasks.states import NOW, RUNNING
+from service_b.tasks.states import LATELY, NOW, RUNNING
 
 MARGIN_SECONDS = 10
 """So long after a call's time limit its outcome is still awaited."""
 
-BEGUN = f"greatest({NOW}, $4::timestamptz)"
+BEGUN = f"greatest({NOW}, coalesce($4::timestamptz, {LATELY}))"
 """Should the database's clock jump back, no call that begins just then seems to be late already."""
 
 GRANT = f"""

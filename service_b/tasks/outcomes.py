@@ -10,12 +10,12 @@ from service_b.database import Connection
 from service_b.tasks import deployment, promotion
 from service_b.tasks.endings import MOVE
 from service_b.tasks.history import event, grown
-from service_b.tasks.states import NOW, RUNNING
+from service_b.tasks.states import LATELY, NOW, RUNNING
 
 MAX_LOSTS = 5
 """A task that has taken so many processes with it is not tried again."""
 
-ENDED = f"greatest({NOW}, $11::timestamptz)"
+ENDED = f"greatest({NOW}, coalesce($11::timestamptz, {LATELY}))"
 """Should the database's clock jump back, no device is let go too soon."""
 
 ENDED_OTHERWISE = event("attempt ended", attempt="change.attempt", outcome="outcome", reason="reason")

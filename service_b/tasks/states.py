@@ -10,6 +10,12 @@ by and compared with. See `clock`.
 What people are told (`created_at`, `finished_at`) is the database's plain clock.
 """
 
+LATELY = "(SELECT until - interval '15 s' FROM maintenance)"
+"""Internal time when the process that leads the maintenance looked last: now it is not less, whatever the clock says.
+
+For a process that has just started, and does not know yet whether to believe the clock.
+"""
+
 CORRECTION = "(SELECT correction FROM task_clock)"
 """Internal time less this is the plain clock."""
 

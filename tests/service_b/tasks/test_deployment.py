@@ -9,8 +9,8 @@ from pydantic import SecretStr
 from yarl import URL
 
 from service_b.database import DatabaseSettings, connect
-from service_b.tasks import deployment, leadership
-from tests.tasks import A, accept, apply, claim, finish
+from service_b.tasks import deployment
+from tests.tasks import A, accept, apply, claim, finish, lead
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ async def test_each_hears_of_its_own_tasks_only(mine: asyncpg.Connection, theirs
 
 async def test_one_process_of_each_leads(mine: asyncpg.Connection, theirs: asyncpg.Connection) -> None:
     first, second, third = uuid4(), uuid4(), uuid4()
-    assert await leadership.lead(mine, first)
-    assert await leadership.lead(theirs, second)
-    assert not await leadership.lead(mine, third)
+    assert await lead(mine, first)
+    assert await lead(theirs, second)
+    assert not await lead(mine, third)
 
 
 async def test_a_table_that_is_made_or_dropped_meanwhile(sql: asyncpg.Connection, database_url: str) -> None:

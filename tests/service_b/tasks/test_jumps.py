@@ -9,7 +9,21 @@ import pytest
 from service_b.tasks import claims, clock, expiry, mending, outcomes, overdue
 from service_b.tasks.clock import Clock, Jump
 from service_b.tasks.leases import Answer, grant
-from tests.tasks import A, B, accept, apply, begin, claim, claimed_by_id, finish, give_back, row, states, step_clock
+from tests.tasks import (
+    A,
+    B,
+    accept,
+    apply,
+    begin,
+    claim,
+    claimed_by_id,
+    finish,
+    give_back,
+    lead,
+    row,
+    states,
+    step_clock,
+)
 
 HOUR = 3600.0
 
@@ -143,3 +157,25 @@ async def test_a_message_that_is_lost_just_then_is_missed_in_time(
     now = internal.now()
     assert now
     assert [row["id"] for row in await overdue.repeat_dispatches(pool, now + timedelta(seconds=12), 9)] == [id_]
+
+
+async def test_who_has_just_started_misdates_nothing_after_a_clock_was_set_back(
+    pool: asyncpg.Pool, sql: asyncpg.Connection, internal: Clock
+) -> None:
+    """It knows nothing but what the process that leads has written down."""
+    await accept(pool, A, B)
+    [held, running] = await claims.claim(pool, 2)
+    await begin(pool, held)
+    assert await lead(pool, uuid4())
+    await step_clock(sql, -HOUR)
+    [late] = await accept(pool, "DEVICE9", deadline_seconds=60)
+    await begin(pool, running)
+    await apply(pool, give_back(held, hold_seconds=30, unknown=True))
+    jump, now = await internal.look(sql), internal.now()
+    assert jump
+    assert now
+    assert await clock.correct(sql, jump)
+    assert await expiry.expire(sql, now, 100) == []
+    assert await overdue.take_lost(sql, now, 100) == []
+    assert 25 < (await row(sql, held.id))["due_in"] <= 30
+    assert (await states(sql, [running.id, late])) == ["running", "due"]
