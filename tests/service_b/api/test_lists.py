@@ -100,6 +100,14 @@ async def test_a_cursor_belongs_to_its_filters(client: Client) -> None:
     assert len((await response.json())["items"]) == 1
 
 
+async def test_any_process_goes_on_where_another_has_ended(client: Client, database: DatabaseSettings) -> None:
+    """After a restart, too."""
+    made = [await make(client) for _ in range(3)]
+    first = await (await client.get(TASKS, params={"limit": "1"})).json()
+    async with serving(create_app(settings_for(database))) as another:
+        assert await ids(another, TASKS, cursor=first["next"]) == made[1::-1]
+
+
 @pytest.mark.parametrize(
     ("query", "loc"),
     [

@@ -1,5 +1,6 @@
 """Lists of tasks: whatever is asked for, in whatever pages, is what a look at both tables tells."""
 
+import asyncio
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -189,3 +190,20 @@ async def test_a_page_does_not_read_what_it_does_not_show(database: DatabaseSett
             before = await rows_read(pool, sql)
             await read_page(pool, filters, limit=10)
             assert await rows_read(pool, sql) - before < 100, filters
+
+
+async def test_whoever_turns_pages_misses_nothing_and_sees_nothing_twice(pool: asyncpg.Pool) -> None:
+    """Tasks that were there when the first page was read, while others come and all of them end."""
+    known = await accept(pool, *(f"DEVICE{n:04}" for n in range(60)))
+
+    async def work() -> None:
+        for turn in range(12):
+            await apply(pool, *(finish(dispatch) for dispatch in await claim(pool, 9)))
+            await accept(pool, *(f"MORE{turn:02}{n:02}" for n in range(4)))
+
+    working = asyncio.create_task(work())
+    while not working.done():
+        ids = [task.id for task in await turn_over(pool, Filters(), limit=3)]
+        assert ids == sorted(set(ids), reverse=True)
+        assert set(known) <= set(ids)
+    await working
