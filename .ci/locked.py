@@ -10,8 +10,8 @@ from packaging.utils import canonicalize_name
 
 LOCKS = {
     "requirements.txt": (),
-    "tests/system/requirements.txt": ("system",),
-    "tests/requirements.txt": ("system", "test"),
+    "tests/system/requirements.txt": ("client", "system"),
+    "tests/requirements.txt": ("client", "system", "test"),
     ".ci/audit/requirements.txt": ("audit",),
 }
 # One pinned package: `name==version ; marker \`, its hashes, and the comment that says who asked for it.

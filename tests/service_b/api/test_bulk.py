@@ -180,21 +180,6 @@ async def test_a_client_that_falls_silent_is_told_so(database: DatabaseSettings,
         assert (told["line"], told["code"], told["type"]) == (2, 408, "/problems/silent-client")
 
 
-async def test_a_client_that_breaks_its_own_framing_is_told_so(database: DatabaseSettings) -> None:
-    """What it sends after that is no line."""
-    head = f"POST {TASKS} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Type: {KIND}\r\n\r\n".encode()
-    app = create_app(settings_for(database))
-    app[bulk.BULK].silence_seconds = 0.5
-    async with serving(app) as client, asyncio.timeout(30):
-        reader, writer = await asyncio.open_connection(client.host, client.port)
-        writer.write(head + b"%x\r\n%s\n\r\n" % (len(line()) + 1, line()))
-        assert b'{"line":1,"code":202' in await reader.readuntil(b"}\n")
-        writer.write(b"nonsense\r\n")
-        told = json.loads((await reader.readuntil(b"}\n")).splitlines()[-1])
-        assert (told["line"], told["code"]) == (2, 408)
-        writer.close()
-
-
 async def test_a_compressed_body_is_refused(client: Client) -> None:
     response = await client.post(TASKS, data=b"...", headers=HEADERS | {"Content-Encoding": "gzip"})
     await assert_problem(response, 415, "compressed-body")
