@@ -29,6 +29,7 @@ from tests.bench import (
     scrapers,
     slots,
     status,
+    waits,
     wide,
 )
 from tests.bench.report import Report
@@ -44,6 +45,7 @@ REPEATING = {
     "backlog": backlog.measure,
     "growth": growth.measure,
     "lists": lists.measure,
+    "waits": waits.measure,
     "hour": hour.measure,
     "plans": plans.measure,
     "locked": locked.measure,

@@ -139,6 +139,8 @@ AIMS = (
     Ratio("slots, makespan less A's delay", lambda f: f["slots.makespan"] - f["slots.delay"], at_most=5, unit="s"),
     Ratio("slots, occupancy", lambda f: f["slots.occupancy"], at_least=0.97),
     Ratio("slots, memory of one", lambda f: f["slots.kib"], at_most=40, unit="KiB"),
+    Ratio("waits, memory of one", lambda f: f["waits.kib"], at_most=40, unit="KiB"),
+    Ratio("waits, from a task's end to its client, longest", lambda f: f["waits.longest"], at_most=1, unit="s"),
     Ratio("slots, added latency, p99", lambda f: f["slots.added p99"], at_most=1, unit="s"),
     Ratio(
         "configurator, a task's cost with ten times the slots",
