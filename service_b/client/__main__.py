@@ -11,10 +11,11 @@ from typing import Annotated, Any, TypeVar
 
 import aiohttp
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from service_b.client import sheets, submitting
 from service_b.client.service import RefusedError, Service
@@ -24,7 +25,7 @@ T = TypeVar("T")
 FAILED, NOT_DONE = 1, 2
 """Exit statuses: a task has not succeeded; or the service did not do what it was asked for."""
 COLOURS = {"succeeded": "green", "failed": "red", "expired": "red", "cancelled": "yellow", "refused": "red"}
-SHOWN = "id", "equipmentId", "state", "code", "attempt", "externalId", "createdAt", "reason"
+SHOWN, SHOWN_WHERE_THERE_IS_ONE = ("id", "equipmentId", "state", "code"), ("externalId", "reason")
 
 WIDE = 200
 """Characters of a table that goes into a file or a pipe."""
@@ -162,9 +163,10 @@ def _end(text: str) -> typer.Exit:
 
 
 def _table(tasks: list[dict[str, Any]]) -> Table:
-    table = Table(*SHOWN)
+    names = [*SHOWN, *(name for name in SHOWN_WHERE_THERE_IS_ONE if any(task[name] for task in tasks))]
+    table = Table(*(Column(name, no_wrap=name in SHOWN) for name in names), box=box.SIMPLE)
     for task in tasks:
-        cells = {name: escape("" if task[name] is None else str(task[name])) for name in SHOWN}
+        cells = {name: escape("" if task[name] is None else str(task[name])) for name in names}
         table.add_row(*(cells | {"state": _coloured(task["state"])}).values())
     return table
 
