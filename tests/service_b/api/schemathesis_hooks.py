@@ -37,6 +37,15 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any],
         case.headers[KEY] = _digest([case.method, case.path_parameters, case.body])
 
 
+@schemathesis.check
+def good_lines_are_accepted(
+    context: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
+) -> None:
+    """Each line has an answer of its own."""
+    if case.meta and case.meta.generation.mode is GenerationMode.POSITIVE and case.media_type == NDJSON:
+        assert {line["code"] for line in map(json.loads, response.content.splitlines())} <= {202, 429}
+
+
 @schemathesis.serializer(NDJSON)
 def write_lines(context: schemathesis.SerializationContext, value: Any) -> bytes:
     """Write a list as lines; what is no list is one line."""

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from structlog.testing import capture_logs
+
 from service_b.app import create_app
 from service_b.database import DatabaseSettings
 from service_b.tokens import token
@@ -21,15 +23,18 @@ async def test_every_answer_is_described(database: DatabaseSettings, tmp_path: P
     text = token.make()
     tokens = tmp_path / "tokens"
     tokens.write_text(write_line(text, "oss", ["admin"], ["*"], None) + "\n")
-    async with serving(create_app(settings_for(database, tokens_file=tokens))) as client:
-        url = f"http://{client.host}:{client.port}/openapi.json"
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "schemathesis.cli", f"--config-file={CONFIG}", "--no-color", "run", url),
-            f"--header=Authorization:Bearer {text}",
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        output, _ = await process.communicate()
+    app = create_app(settings_for(database, tokens_file=tokens))
+    with capture_logs() as logs:
+        async with serving(app) as client:
+            url = f"http://{client.host}:{client.port}/openapi.json"
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "schemathesis.cli", f"--config-file={CONFIG}", "--no-color", "run", url),
+                f"--header=Authorization:Bearer {text}",
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
+    assert not [entry for entry in logs if entry["event"].endswith(".bug")]
