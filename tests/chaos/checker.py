@@ -40,7 +40,7 @@ VIOLATIONS = {
     "retry": "a task that nobody asked for again was tried again, or one that had not failed",
     "begun after a cancel": "a call began for a task that had been taken back",
     "cancel": "a task was cancelled and nobody asked for it, or was not though that was answered",
-    "wait": "a wait was answered as if its task had not ended, though it had in time",
+    "wait": "a wait was answered too early, or as if its task had not ended though it had in time",
     "going back": "a status seen by a reader went back",
     "unsent": "a task that nobody sent",
     "answer": "an answer outside the contract",
@@ -129,7 +129,7 @@ def check(history: Sequence[Event]) -> Verdict:
         found += _check_repeats(calls)
     found += _check_order(events, rows, changes, calls)
     found += _check_cancels(events["cancel"], rows, changes)
-    found += _check_waiting(events["read"], changes)
+    found += _check_waiting(events["read"], changes, _stops(events))
     found += _check_reads(events["read"], {event["task"]: event["t"] for event in events["submitted"]})
     for bug in events["bug"]:
         found.append(Violation("bug", bug["t"], "", bug["line"][:300]))
@@ -276,22 +276,42 @@ def _check_cancels(
             continue
         for change in own:
             begins = change["begun"] and change["begun"] != change["old_begun"]
+            if begins and status == 200 and found and change["attempt"] == found["attempt"]:
+                yield Violation("begun after a cancel", change["t"], task, "it had begun, and was answered 200")
             if begins and change["t"] > event["t"] + CLOCK_SLACK_SECONDS:
                 late = change["t"] - event["t"]
                 detail = f"attempt {change['attempt']} began {late:.3f} s after the answer {status}"
                 yield Violation("begun after a cancel", change["t"], task, detail)
 
 
-def _check_waiting(reads: Sequence[Event], changes: dict[str, list[Event]]) -> Iterable[Violation]:
+def _check_waiting(
+    reads: Sequence[Event], changes: dict[str, list[Event]], stops: Sequence[tuple[float, float]]
+) -> Iterable[Violation]:
     """Who has waited to the end is told how it is then, also if nobody was told that the task ended."""
     for read in reads:
-        until = read["began"] + read.get("wait", 0)
-        if not read.get("wait") or read["status"] != 200 or read["says"] != 204 or read["t"] < until:
-            continue  # A process that stops answers at once.
-        seen = changes.get(read["task"], ())
-        end = next((change["t"] for change in seen if change["status"] in FINAL), math.inf)
+        if not read.get("wait") or read["status"] != 200 or read["says"] != 204:
+            continue
+        until = read["began"] + read["wait"]
+        if read["t"] < until - CLOCK_SLACK_SECONDS:
+            # A process that stops answers at once.
+            if not any(began <= read["t"] and read["began"] <= ended for began, ended in stops):
+                yield Violation("wait", read["t"], read["task"], f"answered {until - read['t']:.3f} s too early")
+            continue
+        own = changes.get(read["task"], ())
+        end = next((change["t"] for change in own if change["status"] in FINAL), math.inf)
         if end < until - CLOCK_SLACK_SECONDS:
             yield Violation("wait", read["t"], read["task"], f"ended {read['t'] - end:.3f} s before the answer")
+
+
+def _stops(events: dict[str, list[Event]]) -> list[tuple[float, float]]:
+    """List the times in which web processes were stopped, one after the other."""
+    windows = [(event["t"], event["nemeses"]) for event in events["window"]]
+    ends = [event["t"] for event in events["healed"]]
+    return [
+        (began, min((end for end in ends if end >= began), default=math.inf))
+        for began, nemeses in windows
+        if "stop web" in nemeses
+    ]
 
 
 def _check_waits(healed: Sequence[Event], changes: dict[str, list[Event]], patience: float) -> Iterable[Violation]:

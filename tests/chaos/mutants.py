@@ -188,7 +188,7 @@ MUTANTS = (
     Mutant(
         "a call without a lease, of a former version",
         "service_b/relay.py",
-        [("v=3 if is_sealed(dispatch.parameters) else 2", "v=1")],
+        [("v=4 if dispatch.sealed_for else 3 if is_sealed(dispatch.parameters) else 2", "v=1")],
         FORMER,
         frozenset({"without a lease"}),
     ),
@@ -250,8 +250,8 @@ MUTANTS = (
     ),
     Mutant(
         "a deadline believes a clock that has jumped",
-        "service_b/submission.py",
-        [("now=self._internal.now(),", "now=None,")],
+        "service_b/tasks/inserts.py",
+        [('ACCEPTED = f"coalesce($8::timestamptz, greatest({NOW}, {LATELY}))"', "ACCEPTED = NOW")],
         CLOCKS,
         frozenset({"unfounded"}),
     ),
@@ -335,8 +335,8 @@ MUTANTS = (
         "service_b/submission.py",
         [
             (
-                "await self._inserts.ask(task, task_id)",
-                "asyncio.ensure_future(self._inserts.ask(task, task_id)) and None",
+                "_raise_if(await storage.ask(task, task.id))",
+                "asyncio.ensure_future(storage.ask(task, task.id))",
             )
         ],
         WEB_DIES,
@@ -360,6 +360,39 @@ MUTANTS = (
         [("    OutcomeKind.NOT_FOUND: 404,\n", "    OutcomeKind.NOT_FOUND: 200,\n")],
         CALM,
         frozenset({"unfounded"}),
+    ),
+    Mutant(
+        "a cancel ends what has begun",
+        "service_b/tasks/cancels.py",
+        [("SELECT lease IS NOT NULL AS has_begun FROM task", "SELECT false AS has_begun FROM task")],
+        CALM,
+        frozenset({"begun after a cancel"}),
+    ),
+    Mutant(
+        "what was taken back is tried again",
+        "service_b/tasks/cancels.py",
+        [("deadline_at = least(deadline_at, {NOW}, $3::timestamptz)", "deadline_at = least(deadline_at, NULL)")],
+        DROPPED,
+        frozenset({"begun after a cancel"}),
+    ),
+    Mutant(
+        "every request has a key of its own",
+        "service_b/tasks/keys.py",
+        [("*given, [each.key for each in tasks],", "*given, [str(each.task.id) for each in tasks],")],
+        CALM,
+        frozenset({"key"}),
+    ),
+    Mutant(
+        "who has waited is told what was seen before",
+        "service_b/waits.py",
+        [
+            (
+                "            self._remove(name, waiter)\n        return await look()",
+                "            self._remove(name, waiter)\n        return seen",
+            )
+        ],
+        CALM,
+        frozenset({"wait"}),
     ),
     Mutant(
         "a status is forgotten now and then",

@@ -191,5 +191,6 @@ def window_at(run: Run, at: float) -> Passed | None:
 
 
 def accepted_events(run: Run) -> list[Event]:
-    """List the acknowledgements of a run."""
-    return [event for event in read(run.folder) if event["kind"] == "submitted" and event["status"] == 200]
+    """List the acknowledgements of a run, the first of each task."""
+    told = [event for event in read(run.folder) if event["kind"] == "submitted" and event["status"] == 200]
+    return list({event["task"]: event for event in reversed(told)}.values())

@@ -17,9 +17,9 @@ TIMEOUT_SECONDS = 7.0
 SHARED_DEVICES = 40
 MAX_OPEN = 300
 """Clients at a time; beyond that they wait, as do all while the system is `MAX_BACKLOG_SECONDS` behind."""
-KEYED, TWICE, CANCELLING, RETRYING, WAITING = 0.15, 0.3, 0.05, 0.3, 0.3
+KEYED, TWICE, CANCELLING, RETRYING, MISTAKEN, WAITING = 0.15, 0.3, 0.05, 0.3, 0.02, 0.3
 """How many submit under a key, and of those so at once through two processes; take back what they have submitted; try
-again what has failed; and wait for an end instead of asking now and then."""
+again what has failed, or what has not; and wait for an end instead of asking now and then."""
 WAIT_SECONDS = 3
 SENT_AGAIN = 6
 """So often one is sent again under its key whose answer did not come."""
@@ -189,9 +189,11 @@ class Workload:
         status, answer = await self._ask("GET", url, None, {"Prefer": f"wait={wait}"} if wait else None)
         says = answer.get("message") if status == 404 else answer.get("code")
         self._history.write("read", task=accepted.task, began=began, status=status, says=says, wait=wait)
-        if status == 500 and not self._stopped.is_set() and self._random.random() < RETRYING:
+        is_configured = status == 200 and says == 200
+        again = RETRYING if status == 500 else MISTAKEN if is_configured else 0
+        if not self._stopped.is_set() and self._random.random() < again:
             self._spawn(self._retry(accepted), patient=True)
-        return status in (404, 500) or (status == 200 and says == 200)
+        return is_configured or status in (404, 500)
 
     def _url(self) -> str:
         return self._random.choice(self._urls)
