@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -23,7 +24,10 @@ def former_tree() -> Path:
         unfinished = Path(tempfile.mkdtemp(dir=TREE.parent))
         archive = subprocess.run(["git", "archive", COMMIT], cwd=ROOT, capture_output=True, check=True)
         subprocess.run(["tar", "-x"], cwd=unfinished, input=archive.stdout, check=True)
-        unfinished.rename(TREE)
+        try:
+            unfinished.rename(TREE)
+        except OSError:
+            shutil.rmtree(unfinished)  # Another thread was quicker.
     return TREE
 
 

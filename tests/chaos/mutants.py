@@ -372,7 +372,7 @@ MUTANTS = (
         "what was taken back is tried again",
         "service_b/tasks/cancels.py",
         [("deadline_at = least(deadline_at, {NOW}, $3::timestamptz)", "deadline_at = least(deadline_at, NULL)")],
-        DROPPED,
+        HANGING,
         frozenset({"begun after a cancel"}),
     ),
     Mutant(
