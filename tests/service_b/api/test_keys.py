@@ -107,6 +107,16 @@ async def test_another_request_is_refused(route: str, client: Client, sql: async
     assert await sql.fetchval("SELECT count(*) FROM task") == 1
 
 
+async def test_a_key_belongs_to_what_it_was_sent_to(client: Client, sql: asyncpg.Connection) -> None:
+    """Two failed tasks of one device may have been asked for in the same words; each has tries of its own."""
+    tasks = [told(await post(client, "resource", key))[1] for key in "ab"]
+    await end_by_hand(sql, "true")
+    paths = [f"/api/v1/tasks/{task}/retry" for task in (*tasks, tasks[0])]
+    answers = [await client.post(path, headers={"Idempotency-Key": "k"}) for path in paths]
+    assert [answer.status for answer in answers] == [202, 422, 202]
+    assert told(answers[2])[1:] == (told(answers[0])[1], "true")
+
+
 async def test_50_duplicates_over_two_processes_make_one_task(
     client: Client, replica: Client, sql: asyncpg.Connection
 ) -> None:
