@@ -371,9 +371,15 @@ MUTANTS = (
     Mutant(
         "what was taken back is tried again",
         "service_b/tasks/cancels.py",
-        [("deadline_at = least(deadline_at, {NOW}, $3::timestamptz)", "deadline_at = least(deadline_at, NULL)")],
+        [
+            (
+                "deadline_at = least(deadline_at, {NOW}, $3::timestamptz)",
+                "deadline_at = coalesce(deadline_at, $3::timestamptz)",
+            )
+        ],
         HANGING,
         frozenset({"begun after a cancel"}),
+        also=("service_b/tasks/leases.py", ("cancel_requested OR deadline_at <=", "deadline_at <=")),
     ),
     Mutant(
         "every request has a key of its own",
