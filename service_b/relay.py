@@ -36,6 +36,8 @@ POLL_SECONDS = 1.0
 """An insert wakes only its own process; the timer finds tasks whose process has died or has no broker."""
 GATHER_SECONDS = 0.01
 """One claim for all that is inserted meanwhile; next to a call of a minute nobody notices."""
+EXTRA = 8
+"""More messages than there is room for, of single tasks, where it is the bulk that has filled the queue."""
 PAUSE_SECONDS = 1.0
 SILENT_ENDS = 20
 """After so many calls in a row without an answer of service A's it is spared, until it answers one."""
@@ -83,6 +85,8 @@ class Relay:
         self._ask_at = 0.0
         # Whether more may be due than has been claimed.
         self._more = False
+        # Whether bulk has been claimed since all that was due was.
+        self._has_bulk = False
         self._sparing = False
 
     async def run(self) -> None:
@@ -114,8 +118,17 @@ class Relay:
         if (limit := min(room, BATCH)) > 0:
             dispatches = await self._claim(limit)
             self._more = len(dispatches) == limit
+            has_bulk = self._has_bulk or any(dispatch.bulk for dispatch in dispatches)
+            self._has_bulk = self._more and has_bulk
             if dispatches:
                 await self._dispatch(channel, dispatches)
+        elif (
+            self._has_bulk
+            and not self._sparing
+            and room + EXTRA > 0
+            and (dispatches := await self._claim(room + EXTRA, only_single=True))
+        ):
+            await self._dispatch(channel, dispatches)
         if self._more:
             await asyncio.sleep(0 if room >= BATCH else PAUSE_SECONDS if self._sparing else LOOK_SECONDS)
             return
@@ -124,13 +137,15 @@ class Relay:
                 self._more = await self._wake.wait()
             await asyncio.sleep(GATHER_SECONDS)
 
-    async def _claim(self, limit: int) -> list[Dispatch]:
+    async def _claim(self, limit: int, *, only_single: bool = False) -> list[Dispatch]:
         latest = self._internal.at_most()
         if self._turns and self._is_behind:
-            dispatches = await turns.claim_in_turn(self._pool, limit, self._turns, latest=latest)
+            dispatches = await turns.claim_in_turn(
+                self._pool, limit, self._turns, latest=latest, only_single=only_single
+            )
         else:
-            dispatches = await claims.claim(self._pool, limit, self._lanes, latest=latest)
-        self._is_behind = len(dispatches) == limit
+            dispatches = await claims.claim(self._pool, limit, self._lanes, latest=latest, only_single=only_single)
+        self._is_behind = only_single or len(dispatches) == limit
         return dispatches
 
     async def _look(self, channel: Channel) -> int:

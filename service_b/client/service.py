@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -83,7 +83,7 @@ class Service:
             if not (cursor := page["next"] or ""):
                 return
 
-    async def submit(self, lines: Sequence[bytes]) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+    async def submit(self, lines: Sequence[bytes]) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
         """Send lines, and tell what is answered to each while they are sent; by its place in `lines`.
 
         There may be no answer to the last ones: then the service stops. Raises as `ask` does.

@@ -72,6 +72,7 @@ Two lanes
 What is submitted singly must not wait behind what comes by the thousand: a task of the latter kind is `bulk`. A claim
 takes single ones first, but leaves an eighth to the bulk (`lanes`); clients take turns within each lane (`turns`). The
 indexes of what is due begin with `bulk`, so that neither lane is read on the way to the other. A task keeps its lane.
+Where the bulk has filled the queue, a few single tasks may be announced beyond its room.
 
 What uses up a task
 ===================

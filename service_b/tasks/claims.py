@@ -68,25 +68,30 @@ class Dispatch:
     parameters: str = field(repr=False)
     # Which task they are sealed for, where that is another one: this one tries it again.
     sealed_for: UUID | None = None
+    bulk: bool = False
 
 
 async def claim(
-    connection: Queries, limit: int, lanes: Lanes | None = None, *, latest: datetime | None = None
+    connection: Queries,
+    limit: int,
+    lanes: Lanes | None = None,
+    *,
+    latest: datetime | None = None,
+    only_single: bool = False,
 ) -> list[Dispatch]:
     """Begin the next attempt of up to `limit` due tasks: of each lane the longest due first.
 
     `latest` is how late it can be at most: the database's clock is not believed beyond that.
     """
     lanes = lanes or Lanes()
-    single, bulk = lanes.single.floor, lanes.bulk.floor
-    share = lanes.bulk_share(limit)
-    rows = await connection.fetch(CLAIM, limit, single.since(), latest, bulk.since(), share)
+    since_single, since_bulk, share = lanes.ask(limit, only_single=only_single)
+    rows = await connection.fetch(CLAIM, limit, since_single, latest, since_bulk, share)
     singles, bulks = by_lane(rows)
     if singles:
-        single.move(singles[0]["reached"], is_last=len(singles) < limit - share)
+        lanes.single.floor.move(singles[0]["reached"], is_last=len(singles) < limit - share)
     if bulks:
-        bulk.move(bulks[0]["reached"], is_last=len(rows) < limit)
-    return [Dispatch(*tuple(row)[:-2]) for row in singles + bulks]
+        lanes.bulk.floor.move(bulks[0]["reached"], is_last=len(rows) < limit)
+    return [Dispatch(*tuple(row)[:-1]) for row in singles + bulks]
 
 
 async def make_due_again(connection: Queries, attempts: Sequence[tuple[UUID, int]]) -> list[tuple[UUID, int]]:

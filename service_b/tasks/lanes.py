@@ -4,13 +4,15 @@ So thousands do not hold up a single task, and single ones that never end do not
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from math import floor
 from typing import Any
 
 from runtime import clock
 
 BULK_SHARE = 1 / 8
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+"""From when on to look at what is not to be claimed."""
 
 
 class Floor:
@@ -63,12 +65,14 @@ class Lanes:
         # What a claim for less than eight could not leave to the bulk; less than one task.
         self._owed = 0.0
 
-    def bulk_share(self, limit: int) -> int:
-        """Tell how many of `limit` tasks are left to the bulk, if there are as many."""
+    def ask(self, limit: int, *, only_single: bool) -> tuple[datetime | None, datetime | None, int]:
+        """Tell from when on to look at single ones and at the bulk, and how many of `limit` are left to the latter."""
+        if only_single:
+            return self.single.floor.since(), NEVER, 0
         self._owed += limit * BULK_SHARE
         share = floor(self._owed)
         self._owed -= share
-        return share
+        return self.single.floor.since(), self.bulk.floor.since(), share
 
 
 def by_lane(rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:

@@ -59,7 +59,12 @@ UPDATE task {DISPATCH},
 
 
 async def claim_in_turn(
-    connection: Queries, limit: int, lanes: Lanes, *, latest: datetime | None = None
+    connection: Queries,
+    limit: int,
+    lanes: Lanes,
+    *,
+    latest: datetime | None = None,
+    only_single: bool = False,
 ) -> list[Dispatch]:
     """Begin the next attempt of up to `limit` due tasks, as `claims.claim` does, but of each lane as many of each
     client's.
@@ -67,13 +72,13 @@ async def claim_in_turn(
     They come in turn, too: a queue keeps their order.
     """
     single, bulk = lanes.single, lanes.bulk
-    since = single.floor.since(), bulk.floor.since()
-    share = lanes.bulk_share(limit)
-    rows = await connection.fetch(CLAIM_IN_TURN, limit, since[0], latest, since[1], share, single.last, bulk.last)
+    since_single, since_bulk, share = lanes.ask(limit, only_single=only_single)
+    rows = await connection.fetch(CLAIM_IN_TURN, limit, since_single, latest, since_bulk, share, single.last, bulk.last)
     singles, bulks = by_lane(rows)
-    _note(single, singles, since[0], is_all=len(singles) < limit - share)
-    _note(bulk, bulks, since[1], is_all=len(rows) < limit)
-    return [Dispatch(*tuple(row)[:-4]) for row in _in_turn(singles) + _in_turn(bulks)]
+    _note(single, singles, since_single, is_all=len(singles) < limit - share)
+    if not only_single:
+        _note(bulk, bulks, since_bulk, is_all=len(rows) < limit)
+    return [Dispatch(*tuple(row)[:-3]) for row in _in_turn(singles) + _in_turn(bulks)]
 
 
 def _note(lane: Lane, rows: list[Any], since: datetime | None, *, is_all: bool) -> None:

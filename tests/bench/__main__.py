@@ -15,6 +15,7 @@ from rich.console import Console
 from tests.bench import (
     accept,
     backlog,
+    bulk,
     floor,
     growth,
     guards,
@@ -43,6 +44,7 @@ REPEATING = {
     "slots": slots.measure,
     "wide": wide.measure,
     "backlog": backlog.measure,
+    "bulk": bulk.measure,
     "growth": growth.measure,
     "lists": lists.measure,
     "waits": waits.measure,

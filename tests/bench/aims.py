@@ -141,6 +141,13 @@ AIMS = (
     Ratio("slots, memory of one", lambda f: f["slots.kib"], at_most=40, unit="KiB"),
     Ratio("waits, memory of one", lambda f: f["waits.kib"], at_most=40, unit="KiB"),
     Ratio("waits, from a task's end to its client, longest", lambda f: f["waits.longest"], at_most=1, unit="s"),
+    Ratio("bulk, memory of a hundred thousand lines", lambda f: f["bulk.growth"], at_most=30, unit="MiB"),
+    Ratio(
+        "bulk, from a single POST to its dispatch, longest",
+        lambda f: f["bulk.single dispatched after"],
+        at_most=2,
+        unit="s",
+    ),
     Ratio("slots, added latency, p99", lambda f: f["slots.added p99"], at_most=1, unit="s"),
     Ratio(
         "configurator, a task's cost with ten times the slots",

@@ -55,6 +55,7 @@ class Sizes:
     finished: int = 10_000_000
     asked: int = 5000
     pages: int = 1000
+    lines: int = 100_000
     looked_up: int = 120_000
     of_one_device: int = 10_000
     drop_rate: float = 500.0
@@ -82,6 +83,7 @@ QUICK = Sizes(
     finished=100_000,
     asked=500,
     pages=10,
+    lines=6000,
     looked_up=3000,
     of_one_device=1000,
     drop_rate=100.0,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from uuid import UUID
 
 import aiormq
@@ -27,7 +28,7 @@ from messaging.session import Session
 from messaging.settings import BrokerSettings
 from service_b import relay as relay_module
 from service_b.database import DatabaseSettings, Queries, create_pool
-from service_b.relay import POLL_SECONDS, SPARING_SECONDS, Relay
+from service_b.relay import EXTRA, POLL_SECONDS, SPARING_SECONDS, Relay
 from service_b.room import LEAST
 from service_b.tasks import claims, inserts, leases, restraint
 from service_b.tasks.claims import Dispatch
@@ -53,8 +54,8 @@ class Watch:
         self.pool = pool
         self.idle = 0
 
-    async def claim(self, connection: Queries, limit: int, lanes: Lanes, *, latest: datetime | None) -> list[Dispatch]:
-        claimed = await claims.claim(connection, limit, lanes, latest=latest)
+    async def claim(self, connection: Queries, limit: int, lanes: Lanes, **others: Any) -> list[Dispatch]:
+        claimed = await claims.claim(connection, limit, lanes, **others)
         self.idle += not claimed
         return claimed
 
@@ -622,6 +623,20 @@ async def test_the_relay_looks_again_and_again_only_while_more_is_due_than_there
         await begin_calls(pool, amqp, broker)
         await eventually(lambda: _holds(amqp, broker, 1))
         await eventually(lambda: running.wake._waiters, every=0.001)
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+async def test_a_queue_that_is_full_of_bulk_takes_single_tasks_all_the_same(
+    pool: asyncpg.Pool, broker: BrokerSettings, amqp: AbstractChannel, in_turn: bool
+) -> None:
+    """Though nobody takes anything from it: but not any number, and of the bulk no more."""
+    await accept(pool, *DEVICES[:100], wishes=Wishes(bulk=True), submitted_by="oss")
+    async with relaying(broker, pool, in_turn=in_turn):
+        await eventually(lambda: _holds(amqp, broker, LEAST))
+        singles = await accept(pool, *(f"SINGLE{number}" for number in range(EXTRA + 1)), submitted_by="other")
+        await eventually(lambda: _holds(amqp, broker, LEAST + EXTRA))
+        published = [id_ for id_, _ in await attempts(amqp, broker)]
+    assert set(published[LEAST : LEAST + EXTRA]) < set(singles)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 import csv
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Breaking(Service):
         self.sent: list[int] = []
 
     @override
-    async def submit(self, lines: Sequence[bytes]) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+    async def submit(self, lines: Sequence[bytes]) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
         self.sent.append(len(lines))
         after = self.after.pop(0) if self.after else len(lines)
         if after < 0:
