@@ -137,7 +137,7 @@ async def test_what_is_scheduled_counts_as_unfinished(pool: asyncpg.Pool, sql: a
 async def test_a_jump_of_the_clock_starts_nothing_too_soon_and_nothing_late(
     pool: asyncpg.Pool, sql: asyncpg.Connection, by: float
 ) -> None:
-    internal = Clock()
+    internal = Clock(settle_seconds=0)
     assert await internal.look(sql) is None
     [before] = await accept(pool, A, wishes=Wishes(not_before=later(600)), now=internal.now())
     await step_clock(sql, by)
