@@ -38,7 +38,7 @@ def serve(
 
     A port that cannot be had ends the process with one line.
     """
-    limits = Limits(connections=_most_connections(max_connections), keepalive_seconds=keepalive_seconds)
+    limits = Limits(connections=most_connections(max_connections), keepalive_seconds=keepalive_seconds)
 
     async def run() -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
@@ -60,7 +60,8 @@ def serve(
         raise SystemExit(str(error)) from None
 
 
-def _most_connections(wanted: int | None) -> int:
+def most_connections(wanted: int | None) -> int:
+    """Tell how many clients there may be: as many as are wanted, and the descriptors allow."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(limit - OWN_DESCRIPTORS, limit // 4)
     return min(wanted or most, most)

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from messaging.session import Session
 from runtime.background import Endless, Loop, running
 from runtime.health import add_health_routes
+from runtime.serving import most_connections
 from runtime.tls import Reloading
 from service_b.acts import Acts
 from service_b.api import bulk, docs, parts, reading, routes
@@ -107,7 +108,8 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
         submission = app[parts.SUBMISSION] = Submission(pool, app[SETTINGS], app[WAKE], app[INTERNAL])
         look_up = partial(lookups.look_up, pool)
         statuses = app[parts.STATUSES] = Statuses(look_up)
-        app[parts.WAITS] = Waits(look_up, look_seconds=app[PERIODS].waits)
+        most = most_connections(app[SETTINGS].max_connections)
+        app[parts.WAITS] = Waits(look_up, look_seconds=app[PERIODS].waits, most_connections=most)
         acts = app[parts.ACTS] = Acts(pool, app[INTERNAL])
         resources = app[parts.RESOURCES] = Resources(pool)
         app[parts.LISTINGS] = Listings(pool)

@@ -22,7 +22,8 @@ T = TypeVar("T")
 log = structlog.stdlib.get_logger(__name__)
 
 MAX_WAITING = 15_000
-"""So many requests may wait in a process; more are answered at once."""
+MAX_SHARE = 0.75
+"""Of the process's connections: who waits keeps one from all others, for minutes."""
 LOOK_SECONDS = 5.0
 LOOK_BATCH = 500
 
@@ -51,11 +52,12 @@ class Waits:
         look_up: Callable[[Sequence[UUID]], Awaitable[Sequence[Status | None]]],
         *,
         look_seconds: float = LOOK_SECONDS,
-        most: int = MAX_WAITING,
+        most_connections: int = 20_000,
     ) -> None:
         self._look_up = look_up
         self._look_seconds = look_seconds
-        self._most = most
+        # So many may wait; more are answered at once.
+        self._most = min(MAX_WAITING, int(MAX_SHARE * most_connections))
         # By the task's id as PostgreSQL writes it.
         self._waiting: dict[str, list[_Waiter]] = {}
         self._count = 0

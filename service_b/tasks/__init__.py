@@ -95,6 +95,16 @@ What was cancelled and what expired is an error to the legacy contract.
 What differs from the straight way is written into `history`: attempts that ended otherwise than with success, cancels
 and who wished for them.
 
+One key, one task
+=================
+
+A client that was not answered asks again, under the same `Idempotency-Key`. The key's row and its task are stored by
+one statement (`keys`), and the primary key decides between two that come at once: the later one waits for the other's
+statement, no longer than that takes, since no transaction of ours stays open around it. Room is judged before the key
+is stored. So there is no key without its task, whoever dies at whatever moment; a key is deleted after its task.
+
+Who waits for an end hears of it: every statement that ends tasks notifies their ids (`endings`), at its commit.
+
 Nobody waits for a row
 ======================
 
