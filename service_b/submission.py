@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import compress
 from typing import Literal
 from uuid import UUID
@@ -22,9 +23,10 @@ from service_b.tasks.clock import Clock
 from service_b.tasks.inserts import NewTask, Wishes
 from service_b.tasks.keys import KeyedTask
 
-__all__ = ["FullError", "Submission", "Wishes"]
+__all__ = ["FullError", "LateError", "Submission", "Wishes"]
 
 Whose = Literal["device", "token"]
+Late = Literal["late"]
 
 
 class FullError(Exception):
@@ -33,6 +35,10 @@ class FullError(Exception):
     def __init__(self, whose: Whose) -> None:
         super().__init__(whose)
         self.whose = whose
+
+
+class LateError(Exception):
+    """The task was not stored: by now it would be given up already."""
 
 
 class Submission:
@@ -53,12 +59,12 @@ class Submission:
         # No single task waits behind what comes by the thousand.
         self._bulk_inserts: Storage[NewTask, Whose | None] = Storage("insert_bulk", self._insert, _size)
         secret = settings.idempotency_secret.get_secret_value() if settings.idempotency_secret else None
-        keyed = Keyed[Whose](pool, secret, admit=self._admit, store=self._store_once, full="device")
+        keyed = Keyed[Whose | Late](pool, secret, admit=self._admit, store=self._store_once, full="device")
         # Of its own: what has no key never waits for what has one.
-        self._once: Storage[tuple[NewTask, Once], Replay | Whose | None] = Storage(
+        self._once: Storage[tuple[NewTask, Once], Replay | Whose | Late | None] = Storage(
             "insert_once", keyed.insert, _size_once
         )
-        self._bulk_once: Storage[tuple[NewTask, Once], Replay | Whose | None] = Storage(
+        self._bulk_once: Storage[tuple[NewTask, Once], Replay | Whose | Late | None] = Storage(
             "insert_bulk_once", keyed.insert, _size_once
         )
 
@@ -74,8 +80,10 @@ class Submission:
 
         `parameters` is JSON text, `submitted_by` the name of the token that it was submitted with.
 
-        Raises `FullError`, or what `Storage.ask` raises; after that the task may be stored all the same.
+        Raises `LateError`, `FullError`, or what `Storage.ask` raises; after that the task may be stored all the same.
         """
+        if _is_late(wishes):
+            raise LateError
         task = self._make(equipment_id, timeout_seconds, parameters, submitted_by, wishes)
         storage = self._bulk_inserts if wishes and wishes.bulk else self._inserts
         _raise_if(await storage.ask(task, task.id))
@@ -102,6 +110,8 @@ class Submission:
             if not told.is_same:
                 raise KeyReusedError
             return told.task_id, True
+        if told == "late":
+            raise LateError
         _raise_if(told)
         return task.id, False
 
@@ -137,10 +147,13 @@ class Submission:
         self._note(len(tasks) - len(refused))
         return ["device" if task.id in refused else None for task in tasks]
 
-    async def _admit(self, tasks: Sequence[NewTask]) -> Sequence[Whose | None]:
-        if self._quotas is None:
-            return [None] * len(tasks)
-        return [None if may else "token" for may in await self._quotas.admit(tasks)]
+    async def _admit(self, tasks: Sequence[NewTask]) -> Sequence[Whose | Late | None]:
+        """Judge tasks with a key, once it is known that they are not there yet."""
+        admitted = await self._quotas.admit(tasks) if self._quotas else [True] * len(tasks)
+        return [
+            "late" if _is_late(task.wishes) else None if may else "token"
+            for task, may in zip(tasks, admitted, strict=True)
+        ]
 
     async def _store_once(self, tasks: Sequence[KeyedTask]) -> set[UUID]:
         stored = await keys.insert_once(self._pool, tasks, **self._terms())
@@ -159,6 +172,10 @@ class Submission:
     def _note(self, stored: int) -> None:
         metrics.ACCEPTED.inc(stored)
         self._wake.set()
+
+
+def _is_late(wishes: Wishes | None) -> bool:
+    return wishes is not None and wishes.not_after is not None and wishes.not_after <= datetime.now(UTC)
 
 
 def _raise_if(full: Whose | None) -> None:

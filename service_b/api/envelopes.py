@@ -104,7 +104,10 @@ def parse_retry(raw: bytes) -> tuple[int | None, str | None]:
 
 
 def read_times(value: dict[str, Any], horizon: timedelta) -> tuple[datetime | None, datetime | None]:
-    """Return `notBefore` and `notAfter` of a body whose shape is right: 422 for those that no task could keep."""
+    """Return `notBefore` and `notAfter` of a body whose shape is right: 422 for those that no task could keep.
+
+    A `notAfter` that has passed is no fault here: this may be a request that was good when it was sent first.
+    """
     times = {key: parse_time(text) for key in ("notBefore", "notAfter") if (text := value.get(key)) is not None}
     not_before, not_after = times.get("notBefore"), times.get("notAfter")
     if faults := list(_faults(not_before, not_after, datetime.now(UTC), horizon)):
@@ -118,7 +121,5 @@ def _faults(
     for key, time in ("notBefore", not_before), ("notAfter", not_after):
         if time and time > now + horizon:
             yield {"loc": [key], "msg": f"Time should be at most {horizon / timedelta(days=1):g} days ahead"}
-    if not_after and not_after <= now:
-        yield {"loc": ["notAfter"], "msg": "Time should be in the future"}
     if not_after and not_before and not_after <= not_before:
         yield {"loc": ["notAfter"], "msg": "Time should be later than notBefore"}

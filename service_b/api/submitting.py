@@ -6,13 +6,13 @@ from typing import Any
 from aiohttp import web
 
 from service_b.api.bodies import ConfigureRequest
-from service_b.api.errors import KeyReusedError, TooManyTasksError
+from service_b.api.errors import InvalidBodyError, KeyReusedError, TooManyTasksError
 from service_b.api.keys import KEY, once_of
 from service_b.api.parts import SUBMISSION
 from service_b.api.trail import Caller
 from service_b.idempotency import KeyReusedError as ReusedError
 from service_b.idempotency import Once
-from service_b.submission import FullError, Wishes
+from service_b.submission import FullError, LateError, Wishes
 
 REPLAYED = {"Idempotent-Replayed": "true"}
 """Told with a task that was there already."""
@@ -44,7 +44,9 @@ async def store(
 ) -> tuple[str, bool]:
     """Store a task, under a key or without one; return its id, and whether it was there already.
 
-    Raises `TooManyTasksError`, `KeyReusedError`, and what `Storage.ask` raises.
+    Whether `notAfter` is still to come is judged here: a task that is there already is told of ever after.
+
+    Raises `InvalidBodyError`, `TooManyTasksError`, `KeyReusedError`, and what `Storage.ask` raises.
     """
     submission = request.app[SUBMISSION]
     of = configure.timeout_seconds, configure.parameters
@@ -54,6 +56,8 @@ async def store(
             return str(await submission.submit(equipment_id, *of, by, wishes)), False
         task, is_replayed = await submission.submit_once(once, equipment_id, *of, submitted_by=by, wishes=wishes)
         return str(task), is_replayed
+    except LateError:
+        raise InvalidBodyError([{"loc": ["notAfter"], "msg": "Time should be in the future"}]) from None
     except FullError as error:
         raise TooManyTasksError("client" if error.whose == "token" else "equipment") from None
     except ReusedError:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -152,6 +153,17 @@ async def test_what_is_refused_leaves_no_key(database: DatabaseSettings, sql: as
         assert told(await post(client, "legacy", "first")) == (200, task, "true")
         await end_by_hand(sql, "id = $1", UUID(task))
         assert told(await post(client, "legacy", "bad"))[2] is None
+
+
+async def test_a_task_that_is_given_up_by_now_is_told_of_ever_after(client: Client, sql: asyncpg.Connection) -> None:
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    _, task, _ = told(await post(client, "resource", "k", notAfter=soon.isoformat()))
+    with patch("service_b.submission.datetime") as later:
+        later.now.return_value = soon
+        assert told(await post(client, "resource", "k", notAfter=soon.isoformat())) == (202, task, "true")
+        new = await post(client, "resource", "new", notAfter=soon.isoformat())
+        assert (new.status, (await new.json(content_type=None))["errors"][0]["loc"]) == (422, ["notAfter"])
+    assert await sql.fetchval("SELECT count(*) FROM idempotency_key") == 1
 
 
 async def test_a_token_has_keys_of_its_own(database: DatabaseSettings, tmp_path: Path, sql: asyncpg.Connection) -> None:
