@@ -27,7 +27,7 @@ from service_b.api.errors import (
     TooLargeError,
     UnavailableError,
 )
-from service_b.api.keys import make_once
+from service_b.api.keys import KEY, make_once
 from service_b.api.parts import HORIZON
 from service_b.api.problems import problem
 from service_b.api.reading import MAX_BODY_BYTES, is_compressed
@@ -65,6 +65,8 @@ async def make_tasks(request: web.Request, caller: Caller | None) -> web.StreamR
     """Store a task for each line, and answer each with a line once it is committed."""
     if is_compressed(request.headers):
         raise CompressedBodyError
+    if KEY in request.headers:
+        raise BadRequestError("Each line brings a key of its own, as idempotencyKey")
     bulk, codes = request.app[BULK], Counter[int]()
     answer = LineAnswer(headers={"Content-Type": KIND})
     await answer.prepare(request)

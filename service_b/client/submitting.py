@@ -84,9 +84,7 @@ async def follow(service: Service, outcomes: Sequence[Outcome], advance: Advance
             )
             advance()
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(FOLLOWERS):
-            group.create_task(go_on())
+    await asyncio.gather(*(go_on() for _ in range(FOLLOWERS)))
     return [ended.get(outcome.row.number, outcome) for outcome in outcomes]
 
 

@@ -185,6 +185,12 @@ async def test_a_compressed_body_is_refused(client: Client) -> None:
     await assert_problem(response, 415, "compressed-body")
 
 
+async def test_one_key_for_all_lines_is_refused(client: Client, sql: asyncpg.Connection) -> None:
+    response = await client.post(TASKS, data=line(), headers=HEADERS | {"Idempotency-Key": "all"})
+    await assert_problem(response, 400, "bad-request")
+    assert await sql.fetchval("SELECT count(*) FROM task") == 0
+
+
 async def test_a_stop_answers_what_was_taken_and_says_why_it_ends(
     database: DatabaseSettings, sql: asyncpg.Connection
 ) -> None:
