@@ -15,7 +15,7 @@ REQUESTS = Histogram(
 
 
 def observe(request: web.Request, code: int, seconds: float) -> None:
-    """Count an answer that has been made, by the code and the latency that its client sees."""
+    """Count an answer that has been made, by the code and the latency that its client sees (less what it asked for)."""
     _observer(request.method, request.match_info.route.resource, code).observe(seconds)
 
 

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import structlog
 
+from runtime import clock
 from service_b import metrics
 from service_b.database import STORAGE_ERRORS
 from service_b.tasks.lookups import Status
@@ -75,10 +76,11 @@ class Waits:
         look: Callable[[], Awaitable[T]],
         has_ended: Callable[[T], bool],
         has_left: Callable[[], bool],
-    ) -> T:
+    ) -> tuple[T, float]:
         """Look at a task, and if it has not ended look again when it has, or after so many seconds.
 
-        Returns what the last look saw. It may be cut short: by a stop of the process, or where the client has left.
+        Returns what the last look saw, and how many seconds were spent on nothing but waiting. That may be cut short:
+        by a stop of the process, or where the client has left.
         """
         name = task.lower()
         waiter = _Waiter(has_left)
@@ -87,13 +89,15 @@ class Waits:
         try:
             seen = await look()
             if has_ended(seen) or self._is_stopping:
-                return seen
+                return seen, 0.0
+            began = clock.now()
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await waiter.ended
+            waited = clock.now() - began
         finally:
             self._remove(name, waiter)
-        return await look()
+        return await look(), waited
 
     def hear(self, tasks: str) -> None:
         """Tell those who wait for one of these tasks (their ids, with commas) that it has ended."""

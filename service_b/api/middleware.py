@@ -13,6 +13,7 @@ from service_b.api.errors import ApiError, UnavailableError
 from service_b.api.parts import PROBLEMATIC
 from service_b.api.sites import refuse_other_sites
 from service_b.api.trail import Trail
+from service_b.api.waiting import waited_seconds
 from service_b.storage import StorageRefusedError, StorageUnavailableError
 
 log = structlog.stdlib.get_logger(__name__)
@@ -43,7 +44,7 @@ def observing(trail: Trail | None = None) -> Middleware:
         except Exception:
             log.exception("http.bug", method=request.method, route=str(request.match_info.route.resource))
             response = _failure(request, ApiError())
-        observe(request, response.status, time.perf_counter() - started)
+        observe(request, response.status, time.perf_counter() - started - waited_seconds(request))
         if trail is not None:
             trail.note(request, response.status)
         return response

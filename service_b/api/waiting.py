@@ -15,6 +15,7 @@ from service_b.storage import StorageUnavailableError
 T = TypeVar("T")
 
 PREFER = istr("Prefer")
+WAITED = web.RequestKey("WAITED", float)
 MAX_SECONDS = 300
 PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 WAIT = re.compile(r'\s*wait\s*=\s*"?(\d+)"?\s*(;.*)?', re.ASCII | re.IGNORECASE | re.DOTALL)
@@ -34,6 +35,11 @@ def preferred_seconds(request: web.Request) -> int | None:
         return None
     digits = match[1].lstrip("0")
     return min(int(digits or "0"), MAX_SECONDS) if len(digits) < 9 else MAX_SECONDS
+
+
+def waited_seconds(request: web.Request) -> float:
+    """Tell how long a request was answered later because its client wanted that."""
+    return request.get(WAITED, 0.0) if PREFER in request.headers else 0.0
 
 
 def has_ended(status: Status | None) -> bool:
@@ -59,5 +65,6 @@ async def look_or_wait(
     """
     if (seconds := preferred_seconds(request)) is None:
         return await look(), {}
-    seen = await request.app[WAITS].wait(task, seconds, look, is_over, lambda: request.transport is None)
+    waits = request.app[WAITS]
+    seen, request[WAITED] = await waits.wait(task, seconds, look, is_over, lambda: request.transport is None)
     return seen, {"Preference-Applied": f"wait={seconds}"}

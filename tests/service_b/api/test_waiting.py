@@ -13,11 +13,12 @@ import pytest
 from aiohttp import ClientResponse, web
 from multidict import CIMultiDict
 
-from service_b.api import parts
+from service_b.api import middleware, parts
 from service_b.api.waiting import preferred_seconds
 from service_b.app import Periods, create_app
 from service_b.database import DatabaseSettings
 from service_b.tasks import cancels
+from service_b.waits import Waits
 from tests.clients import Client, serving
 from tests.conftest import eventually
 from tests.service_b.api.test_access import TokensFile
@@ -176,6 +177,23 @@ async def test_a_stop_answers_at_once(database: DatabaseSettings, pool: asyncpg.
             asked = asyncio.create_task(session.get(url, headers={"Prefer": "wait=300"}))
             await eventually(lambda: app[parts.WAITS]._count)
         assert await told(asked) == (200, RUNNING, "wait=300")
+
+
+async def test_a_wait_is_no_slowness(client: Client, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever watches how long answers take sees what we took, not what clients asked for."""
+    observed: list[float] = []
+    monkeypatch.setattr(middleware, "observe", lambda _request, _code, seconds: observed.append(seconds))
+    wait = Waits.wait
+
+    async def wait_long(*arguments: Any) -> tuple[object, float]:
+        seen, _ = await wait(*arguments)
+        return seen, 1000.0
+
+    monkeypatch.setattr(Waits, "wait", wait_long)
+    [task] = await accept(pool, DEVICE)
+    for headers in ({}, {"Prefer": "wait=0"}, {"Prefer": "respond-async"}):
+        assert (await client.get(path_of(task), headers=headers)).status == 200
+    assert [seconds > 0 for seconds in observed] == [True, False, True]
 
 
 async def test_who_waits_leaves_connections_to_others(database: DatabaseSettings, pool: asyncpg.Pool) -> None:
