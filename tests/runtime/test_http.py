@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY
 from pytest_aiohttp.plugin import AiohttpClient
 
 from service_b.api.middleware import observing
+from service_b.api.parts import PROBLEMATIC
 
 SECRET = "hunter2-Secret"
 
@@ -21,6 +22,7 @@ async def observed(aiohttp_client: AiohttpClient) -> Client:
         return web.Response(status=int(request.match_info["code"]))
 
     app = web.Application(middlewares=[observing()])
+    app[PROBLEMATIC] = frozenset()
     app.router.add_get("/observed/{code}", tell_code)
     return await aiohttp_client(app)
 
