@@ -1,15 +1,16 @@
 """What each statement reads, on a real PostgreSQL."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from service_b.database import DatabaseSettings, create_pool
-from service_b.tasks import claims, lookups, overdue, promotion
+from service_b.tasks import cancels, claims, lookups, overdue, promotion, starts
 from tests.tasks import (
     A,
     accept,
@@ -22,6 +23,8 @@ from tests.tasks import (
     rows_read,
 )
 
+WAITING_BEHIND = "SELECT id FROM task WHERE equipment_id = 'DEVICE1' AND NOT active LIMIT $1"
+
 
 @pytest.fixture
 async def one_connection(database: DatabaseSettings) -> AsyncIterator[asyncpg.Pool]:
@@ -30,12 +33,19 @@ async def one_connection(database: DatabaseSettings) -> AsyncIterator[asyncpg.Po
         yield pool
 
 
+async def cancel(pool: asyncpg.Pool, ids: Sequence[UUID]) -> list[cancels.Answer]:
+    async with pool.acquire() as connection:
+        return await cancels.cancel(connection, [(id_, None) for id_ in ids])
+
+
 async def ask_everything(pool: asyncpg.Pool) -> None:
     """So that every statement has been planned."""
     await claim(pool, 1)
     await claims.make_due_again(pool, [])
     await apply(pool)
     await expire(pool, 1)
+    await cancel(pool, [])
+    await starts.start(pool, await internal_time(pool), 1)
     await promotion.promote(pool, [A])
     await promote_stranded(pool, "", 1)
     await overdue.repeat_dispatches(pool, await internal_time(pool), 1)
@@ -93,6 +103,12 @@ async def test_no_statement_of_the_busy_path_reads_the_backlog(
         )
         expired, costs["expire"][round_:] = await _listed(cost(expire(pool, batch)))
         assert len(expired) == 1
+        waiting = await sql.fetch(WAITING_BEHIND, 3)
+        answers, costs["cancel"][round_:] = await _listed(cost(cancel(pool, [row["id"] for row in waiting])))
+        assert answers == ["cancelled"] * 3
+        await sql.execute(f"UPDATE task SET start_at = now() WHERE id = ANY(ARRAY({WAITING_BEHIND}))", 3)
+        started, costs["start"][round_:] = await _listed(cost(starts.start(pool, await internal_time(pool), batch)))
+        assert started == 3
         _, costs["promote_stranded"][round_:] = await _listed(cost(promote_stranded(pool, "", batch)))
         _, costs["insert"][round_:] = await _listed(
             cost(accept(pool, "DEVICE1", *(f"DEVICE{n}" for n in range(5000, 5019)), max_per_device=100))

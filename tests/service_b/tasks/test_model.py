@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 from uuid import UUID
 
@@ -15,12 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from typing_extensions import override
 from uuid_utils.compat import uuid7
 
-from service_b.tasks import claims, inserts, outcomes, sparing
-from service_b.tasks.inserts import NewTask
+from service_b.tasks import cancels, claims, inserts, outcomes, sparing, starts
+from service_b.tasks.inserts import NewTask, Wishes
 from service_b.tasks.leases import Answer, grant
 from service_b.tasks.outcomes import Applied, Change
 from tests.conftest import new_database
-from tests.tasks import EVERY_TASK, end_used_up, expire, promote_stranded
+from tests.tasks import EVERY_TASK, end_used_up, expire, internal_time, promote_stranded
 
 DEVICES = ["DEVICE1", "DEVICE2", "DEVICE3"]
 DEADLINE_SECONDS = 1000
@@ -34,6 +34,8 @@ class Modelled:
     id: UUID
     device: str
     deadline: float
+    # When it takes its place in the line of its device; None as soon as it has.
+    start: float | None = None
     active: bool = False
     due: float | None = None
     attempt: int = 0
@@ -44,7 +46,10 @@ class Modelled:
     chances: int | None = None
     unknowns: int = 0
     losts: int = 0
+    cancel_requested: bool = False
     code: int | None = None
+    # What ended it, if that was no outcome.
+    ended_by: str | None = None
 
 
 class TaskMachine(RuleBasedStateMachine):
@@ -74,7 +79,7 @@ class TaskMachine(RuleBasedStateMachine):
         return [task for task in self.tasks if task.device == device and task.code is None]
 
     def promote(self, device: str) -> None:
-        waiting = self.pending(device)
+        waiting = [task for task in self.pending(device) if task.start is None]
         if not waiting or any(task.active for task in waiting):
             return
         if waiting[0] is self.held:
@@ -83,8 +88,9 @@ class TaskMachine(RuleBasedStateMachine):
         waiting[0].active, waiting[0].due = True, self.clock
         self.left_out.discard(device)
 
-    def finish(self, task: Modelled, code: int) -> None:
-        task.active, task.due, task.running, task.code = False, None, False, code
+    def finish(self, task: Modelled, code: int, ended_by: str | None = None) -> None:
+        task.active, task.due, task.running, task.code, task.ended_by = False, None, False, code, ended_by
+        task.start = None
         self.promote(task.device)
 
     def dispatched(self) -> list[Modelled]:
@@ -96,13 +102,29 @@ class TaskMachine(RuleBasedStateMachine):
     def is_used_up(self, task: Modelled) -> bool:
         return task.chances == 0 and task.answers_before < self.answers
 
-    @rule(devices=st.lists(st.sampled_from(DEVICES), min_size=1, max_size=4))
-    def insert(self, devices: list[str]) -> None:
-        new = [NewTask(uuid7(), device, 1, "{}") for device in devices]
+    @rule(
+        wanted=st.lists(
+            st.tuples(st.sampled_from(DEVICES), st.sampled_from([None, None, -50, 50])), min_size=1, max_size=4
+        )
+    )
+    def insert(self, wanted: list[tuple[str, int | None]]) -> None:
+        now = datetime.now(UTC)
+        new = [
+            NewTask(
+                uuid7(), device, 1, "{}", wishes=Wishes(not_before=now + timedelta(seconds=later)) if later else None
+            )
+            for device, later in wanted
+        ]
         self.runner.run(inserts.insert(self.pool, new, grace_seconds=1, deadline_seconds=DEADLINE_SECONDS))
-        for task in new:
-            self.tasks.append(Modelled(task.id, task.equipment_id, self.clock + DEADLINE_SECONDS))
-        for device in devices:
+        made = []
+        for task, (_, later) in zip(new, wanted, strict=True):
+            start = self.clock + later if later and later > 0 else None
+            made.append(Modelled(task.id, task.equipment_id, (start or self.clock) + DEADLINE_SECONDS, start))
+        # What is due at once is stored before the rest of its batch.
+        busy = {task.device for task in self.tasks if task.code is None and task.start is None}
+        firsts = {task.device: task for task in reversed(made) if task.start is None and task.device not in busy}
+        self.tasks += sorted(made, key=lambda task: task not in firsts.values())
+        for device, _ in wanted:
             self.promote(device)
 
     @rule(limit=st.integers(1, 3))
@@ -178,6 +200,40 @@ class TaskMachine(RuleBasedStateMachine):
     async def ask_to_apply(self, change: Change) -> Applied:
         async with self.pool.acquire() as connection:
             return await outcomes.apply(connection, [change], max_attempts=MAX_ATTEMPTS)
+
+    @rule()
+    def start(self) -> None:
+        """Some begin at a time of their own, which has come."""
+        ready = [task for task in self.tasks if task.start is not None and task.start <= self.clock]
+        ready = [task for task in ready if task is not self.held]
+        assert self.runner.run(self.ask_to_start()) == len(ready)
+        for task in ready:
+            task.start = None
+        for task in ready:
+            self.promote(task.device)
+
+    async def ask_to_start(self) -> int:
+        return await starts.start(self.pool, await internal_time(self.pool), 1000)
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        task = data.draw(st.sampled_from(self.tasks))
+        if task.code is not None:
+            expected = "ended"
+        elif task is self.held:
+            expected = "held"
+        elif task.lease is not None:
+            expected = "requested"
+            task.cancel_requested, task.deadline = True, min(task.deadline, self.clock)
+        else:
+            expected = "cancelled"
+            self.finish(task, 500, "cancel")
+        assert self.runner.run(self.ask_to_cancel(task.id)) == [expected]
+
+    async def ask_to_cancel(self, id_: UUID) -> list[cancels.Answer]:
+        async with self.pool.acquire() as connection:
+            return await cancels.cancel(connection, [(id_, None)])
 
     @precondition(lambda self: self.held is None and any(task.code is None for task in self.tasks))
     @rule(data=st.data())
@@ -267,7 +323,9 @@ class TaskMachine(RuleBasedStateMachine):
             and (task.deadline <= self.clock or self.is_used_up(task))
         ]:
             for task in ended:
-                task.active, task.due, task.code = False, None, 500
+                task.active, task.due, task.start, task.code = False, None, None, 500
+                if task.deadline <= self.clock:
+                    task.ended_by = "cancel" if task.cancel_requested else "deadline"
             for device in {task.device for task in ended}:
                 self.promote(device)
 
@@ -282,15 +340,21 @@ class TaskMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([10, 60, 2000]))
     def pass_time(self, seconds: int) -> None:
         shift = f"interval '{seconds} seconds'"
-        self.run(f"UPDATE task SET due_at = due_at - {shift}, deadline_at = deadline_at - {shift}")
+        self.run(
+            f"""
+            UPDATE task SET due_at = due_at - {shift}, deadline_at = deadline_at - {shift},
+                start_at = start_at - {shift}
+            """
+        )
         self.clock += seconds
 
     @invariant()
     def table_is_as_modelled(self) -> None:
         rows = self.run(
             f"""
-            SELECT every.*, now() AS now, task.unknowns, task.losts, task.chances, task.lease
-            FROM {EVERY_TASK} AS every LEFT JOIN task USING (id) ORDER BY every.seq
+            SELECT every.*, now() AS now, task.unknowns, task.losts, task.chances, task.lease, finished.ended_by,
+                coalesce(task.cancel_requested, finished.cancel_requested) AS cancel_requested
+            FROM {EVERY_TASK} AS every LEFT JOIN task USING (id) LEFT JOIN finished USING (id) ORDER BY every.seq
             """
         )
         for device in DEVICES:
@@ -305,6 +369,8 @@ class TaskMachine(RuleBasedStateMachine):
             if task.code is None:
                 call = (row["unknowns"], row["losts"], row["chances"], row["lease"], row["state"] == "running")
                 assert call == (task.unknowns, task.losts, task.chances, task.lease, task.running)
+            assert (row["cancel_requested"], row["ended_by"]) == (task.cancel_requested, task.ended_by)
+            assert (row["state"] == "scheduled") == (task.start is not None)
             assert (row["due_at"] is None) == (task.due is None)
             if task.due is not None:
                 # The model's clock stands still while the real one runs: due times agree but for that.
@@ -320,11 +386,11 @@ class TaskMachine(RuleBasedStateMachine):
                 assert self.final.setdefault(task.id, task.code) == task.code
 
     @invariant()
-    def the_oldest_unfinished_task_of_a_device_is_the_active_one(self) -> None:
+    def of_those_in_the_line_of_a_device_one_is_active(self) -> None:
+        """It is the first, unless one that was accepted before it has started since."""
         for device in DEVICES:
-            active = [task.active for task in self.pending(device)]
-            first = bool(active) and device not in self.left_out
-            assert active == [first] * bool(active) + [False] * (len(active) - 1)
+            active = [task.active for task in self.pending(device) if task.start is None]
+            assert active.count(True) == (bool(active) and device not in self.left_out)
 
 
 @pytest.fixture
