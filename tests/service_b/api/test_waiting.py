@@ -23,7 +23,7 @@ from tests.clients import Client, serving
 from tests.conftest import eventually
 from tests.service_b.api.test_access import TokensFile
 from tests.service_b.api.test_routes import BODY, PATH, settings_for
-from tests.tasks import accept, apply, claim, connected, expire, finish, let_time_pass
+from tests.tasks import accept, apply, claim, connected, end_by_hand, expire, finish, let_time_pass
 
 DEVICE = "ABC1234"
 NEVER, OFTEN = Periods(waits=3600), Periods(waits=0.02)
@@ -130,16 +130,22 @@ async def test_one_that_has_ended_is_told_at_once(client: Client, pool: asyncpg.
 async def test_a_post_may_wait_for_what_it_made(client: Client, pool: asyncpg.Pool, sql: asyncpg.Connection) -> None:
     await is_heard(client, sql)
     posts: list[tuple[str, dict[str, Any]]]
-    posts = [(f"{PATH}/{DEVICE}", BODY), ("/api/v1/tasks", {"equipmentId": "ABC1235", **BODY})]
+    [failed] = await accept(pool, "ABC1236")
+    await end_by_hand(sql, "true")
+    posts = [
+        (f"{PATH}/{DEVICE}", BODY),
+        ("/api/v1/tasks", {"equipmentId": "ABC1235", **BODY}),
+        (f"/api/v1/tasks/{failed}/retry", {}),
+    ]
     asked = [asyncio.create_task(client.post(path, json=body, headers=PREFER)) for path, body in posts]
-    await eventually(lambda: client.app[parts.WAITS]._count == 2)
+    await eventually(lambda: client.app[parts.WAITS]._count == len(posts))
     await apply(pool, *(finish(dispatch) for dispatch in await claim(pool, 9)))
     await eventually(lambda: all(each.done() for each in asked))
-    legacy, resource = await asyncio.gather(*asked)
+    legacy, *resources = await asyncio.gather(*asked)
     task = legacy.headers["Location"].rsplit("/", 1)[1]
     assert await legacy.read() == b'{"code":200,"taskId":"%s"}' % task.encode()
-    assert (resource.status, (await resource.json())["state"]) == (202, "succeeded")
-    assert {answer.headers["Preference-Applied"] for answer in (legacy, resource)} == {"wait=300"}
+    assert [(each.status, (await each.json())["state"]) for each in resources] == [(202, "succeeded")] * 2
+    assert {answer.headers["Preference-Applied"] for answer in (legacy, *resources)} == {"wait=300"}
 
 
 async def test_an_end_that_nobody_told_of_is_found(database: DatabaseSettings, sql: asyncpg.Connection) -> None:
