@@ -37,6 +37,8 @@ class CommitCutter(Proxy):
             raise ConnectionAbortedError from error
 
     async def _forward_and_cut(self, chunks: "asyncio.Queue[Chunk]", writer: asyncio.StreamWriter) -> None:
+        if writer.is_closing():  # It was cut before anything came, and has no peer any more.
+            raise ConnectionAbortedError
         if writer.get_extra_info("peername")[1] != self._target[1]:
             await super()._forward(chunks, writer)
             return
