@@ -163,9 +163,12 @@ def _end(text: str) -> typer.Exit:
 
 
 def _table(tasks: list[dict[str, Any]]) -> Table:
-    names = [*SHOWN, *(name for name in SHOWN_WHERE_THERE_IS_ONE if any(task[name] for task in tasks))]
-    table = Table(*(Column(name, no_wrap=name in SHOWN) for name in names), box=box.SIMPLE)
-    for task in tasks:
+    """Show a row for each; a reason, only where something has failed."""
+    shown = [task | ({"reason": None} if task["state"] == "succeeded" else {}) for task in tasks]
+    names = [*SHOWN, *(name for name in SHOWN_WHERE_THERE_IS_ONE if any(task[name] for task in shown))]
+    # What does not fit into a row, `status` tells.
+    table = Table(*(Column(name, no_wrap=True) for name in names), box=box.SIMPLE, pad_edge=False)
+    for task in shown:
         cells = {name: escape("" if task[name] is None else str(task[name])) for name in names}
         table.add_row(*(cells | {"state": _coloured(task["state"])}).values())
     return table
