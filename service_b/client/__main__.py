@@ -13,9 +13,9 @@ import aiohttp
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from service_b.client import sheets, submitting
 from service_b.client.service import RefusedError, Service
@@ -166,11 +166,14 @@ def _table(tasks: list[dict[str, Any]]) -> Table:
     """Show a row for each; a reason, only where something has failed."""
     shown = [task | ({"reason": None} if task["state"] == "succeeded" else {}) for task in tasks]
     names = [*SHOWN, *(name for name in SHOWN_WHERE_THERE_IS_ONE if any(task[name] for task in shown))]
-    # What does not fit into a row, `status` tells.
-    table = Table(*(Column(name, no_wrap=True) for name in names), box=box.SIMPLE, pad_edge=False)
+    table = Table(*(Column(name, no_wrap=name in SHOWN) for name in names), box=box.SIMPLE, pad_edge=False)
     for task in shown:
-        cells = {name: escape("" if task[name] is None else str(task[name])) for name in names}
-        table.add_row(*(cells | {"state": _coloured(task["state"])}).values())
+        # What does not fit into a row, `status` tells.
+        cells = [
+            Text("" if task[name] is None else str(task[name]), no_wrap=True, overflow="ellipsis") for name in names
+        ]
+        cells[names.index("state")].stylize(COLOURS.get(task["state"], ""))
+        table.add_row(*cells)
     return table
 
 
