@@ -133,7 +133,12 @@ AIMS = (
     Ratio("path / ideal", lambda f: f["path.rate"] / ideal_path_rate(f), at_least=0.85),
     Ratio(
         "path, CPU a task / that of the former commit",
-        lambda f: f["paired.now.total"] / f["paired.former.total"],
+        lambda f: f["paired.path.now.total"] / f["paired.path.former.total"],
+        at_most=1.1,
+    ),
+    Ratio(
+        "accept, CPU a task / that of the former commit",
+        lambda f: f["paired.accept.now.total"] / f["paired.accept.former.total"],
         at_most=1.1,
     ),
     Ratio("slots, makespan less A's delay", lambda f: f["slots.makespan"] - f["slots.delay"], at_most=5, unit="s"),

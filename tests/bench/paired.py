@@ -1,4 +1,4 @@
-"""The whole path of this tree and of a former commit, in turns: what does a task cost now, and what did it cost?"""
+"""The whole path, and accepting, of this tree and of a former commit, in turns: what does a task cost, what did it?"""
 
 import json
 import os
@@ -21,15 +21,16 @@ def measure(stage: Stage, report: Report) -> None:
         return
     with _tree(sizes.former) as former, _side(stage, ROOT, "now") as now, _side(stage, former, "former") as before:
         sides = {"now": now, "former": before}
-        for side in sides.values():
-            _take_turn(side, sizes.tasks // 4, "WARM")
-        for turn in range(sizes.rounds):
-            for name, side in sides.items():
-                costs = _take_turn(side, sizes.tasks // 2, f"TURN{turn}X")
-                report.add(f"paired.{name}.rate", costs.pop("rate"), "tasks/s")
-                report.add(f"paired.{name}.total", sum(costs.values()), "µs/task")
-                for process, cost in costs.items():
-                    report.add(f"paired.{name}.{process}", cost, "µs/task")
+        for kind in ("path", "accept"):
+            for side in sides.values():
+                _take_turn(side, kind, sizes.tasks // 4, "WARM")
+            for turn in range(sizes.rounds):
+                for name, side in sides.items():
+                    costs = _take_turn(side, kind, sizes.tasks // 2, f"TURN{turn}X")
+                    report.add(f"paired.{kind}.{name}.rate", costs.pop("rate"), "tasks/s")
+                    report.add(f"paired.{kind}.{name}.total", sum(costs.values()), "µs/task")
+                    for process, cost in costs.items():
+                        report.add(f"paired.{kind}.{name}.{process}", cost, "µs/task")
 
 
 @contextmanager
@@ -69,10 +70,10 @@ def _side(stage: Stage, tree: Path, name: str) -> Iterator[subprocess.Popen[str]
         process.wait()
 
 
-def _take_turn(side: subprocess.Popen[str], count: int, prefix: str) -> dict[str, float]:
+def _take_turn(side: subprocess.Popen[str], kind: str, count: int, prefix: str) -> dict[str, float]:
     assert side.stdin
     assert side.stdout
-    side.stdin.write(f"{count} {prefix}{os.linesep}")
+    side.stdin.write(f"{kind} {count} {prefix}{os.linesep}")
     line = side.stdout.readline()
     if not line:
         raise RuntimeError(f"one side of the paired run ended with code {side.wait(60)}")
