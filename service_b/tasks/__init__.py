@@ -140,4 +140,11 @@ What is stored and compared (`start_at`, `due_at`, `deadline_at`, `dispatched_at
 another one takes over, the correction is changed by as much, and internal time goes on as if nothing had happened. Who
 changes a time by hand writes `now() + (SELECT correction FROM task_clock)`. `created_at`, `not_before` and
 `finished_at` are the plain clock.
+
+Between a jump and its correction passes a second. Each process has an estimate of internal time that goes on (`clock`),
+and hands it to the statements that must not misdate anything: nothing is begun, due or past its deadline by the jumped
+clock alone. What a jump ahead has misdated all the same is mended once it is corrected, and for some time after: it may
+be committed only then (`mending`). Who has just started has no estimate to believe in for some seconds. It leads no
+maintenance, and takes internal time not to be before the moment at which the leading process last looked
+(`states.LATELY`).
 """
