@@ -1,4 +1,4 @@
-"""The clients: they submit, poll, give up and come back, and write down what they saw."""
+"""The clients: they submit, poll, wait, cancel, retry, give up and come back, and write down what they saw."""
 
 import asyncio
 import random
