@@ -76,8 +76,13 @@ class Clock:
         return (now := self.now()) and now - timedelta(seconds=ERROR_SECONDS)
 
     def at_most(self) -> datetime | None:
-        """Tell what internal time is not more than, whatever the database says; None when nothing is known."""
-        return (now := self.now()) and now + timedelta(seconds=ERROR_SECONDS)
+        """Tell what internal time is not more than, whatever the database says; None before the first look.
+
+        Also by an estimate that is new: were it too low, what is due would wait for some seconds, and no longer.
+        """
+        if self._offset is None:
+            return None
+        return datetime.fromtimestamp(self._now() + self._offset + ERROR_SECONDS, UTC)
 
     async def follow(self, pool: asyncpg.Pool, *, look_seconds: float = LOOK_SECONDS) -> None:
         """Look again and again, until cancelled."""

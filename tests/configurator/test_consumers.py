@@ -560,7 +560,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "garbage": (b"\xff\x00 garbage", "Invalid JSON"),
     "empty": (b"", "Invalid JSON"),
     "not an object": (b"[]", "should be an object"),
-    "an unknown version": (make_task().encode().replace(b'"v":2', b'"v":4'), "v: Input should be 1, 2 or 3"),
+    "an unknown version": (make_task().encode().replace(b'"v":2', b'"v":5'), "v: Input should be 1, 2, 3 or 4"),
     "a field missing": (b'{"v":1,"task_id":"019a-no"}', "equipment_id: Field required"),
 }
 

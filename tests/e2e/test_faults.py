@@ -209,7 +209,7 @@ async def test_what_cannot_be_read_is_dead_lettered_with_a_reason_and_the_next_i
         (fleet.queues.configured_queue, results, outcome),
     )
     for queue, reader, message in cases:
-        of_the_future = json.dumps(json.loads(message.encode()) | {"v": 4}).encode()
+        of_the_future = json.dumps(json.loads(message.encode()) | {"v": 99}).encode()
         for body in (b"\xffgarbage", of_the_future):
             await amqp.basic_publish(body, routing_key=queue)
         dead = dead_letter_queue(queue)

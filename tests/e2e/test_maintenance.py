@@ -49,7 +49,13 @@ async def test_a_step_of_the_clock_shortens_no_hold_delays_nothing_for_long_and_
 ) -> None:
     fleet.fake_a.script["BROKEN01"].append(reset())
     fleet.fake_a.delay = 0.5
-    web, second, *_ = await fleet.start("service_b", "service_b", "service_b.results", "configurator")
+    await fleet.start("service_b.results", "configurator")
+    web, second = webs = await fleet.start("service_b", "service_b")
+
+    async def one_leads() -> bool:
+        return any([await fleet.metric(each, "maintenance_leading") for each in webs])
+
+    await eventually(one_leads)  # By then each of them knows what time it is.
     held_paths = [await fleet.submit_one(web, "BROKEN01")]
     await fleet.calls(1)
 

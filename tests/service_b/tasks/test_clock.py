@@ -122,7 +122,10 @@ def test_who_has_just_started_waits_for_those_who_know_better(by: float) -> None
     assert world.look() == 0
     world.seen -= by
     assert world.go_on(3) == [0, 0, 0]
-    assert world.clock.now() is None
+    assert world.clock.now() is world.clock.at_least() is None
+    most = world.clock.at_most()
+    assert most
+    assert abs(most.timestamp() - world.seen) < 0.5
     assert world.go_on(1) == [0]
     assert abs(world.error) < 0.2
     world.seen += by
