@@ -4,6 +4,7 @@ The limits of calls are short; all else, heartbeats too, is what an operator has
 """
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -37,6 +38,8 @@ from tests.system.rabbitmq import RabbitMQ
 LIMIT_SECONDS = int(str(BODY["timeoutInSeconds"])) + GRACE_SECONDS
 """How long one call may take."""
 BETWEEN_POSTS_SECONDS = 0.05
+DELETIONS = int(os.environ.get("DELETIONS", "4"))
+"""So often a queue is deleted; ten times take a minute longer."""
 AT_ONCE = 3
 """Of the scenarios: each has some five processes, and a bound for how soon it is over."""
 
@@ -110,7 +113,7 @@ async def delete_a_queue(fleet: Fleet, name: str) -> None:
     connection = await aiormq.connect(patient(fleet.queues))
     channel = await connection.channel()
     async with posting(fleet, web_process) as paths:
-        for _ in range(10):
+        for _ in range(DELETIONS):
             accepted = len(paths)
             await eventually(lambda: len(paths) > accepted + 50)  # noqa: B023 - awaited right here
             await channel.queue_delete(getattr(fleet.queues, name))
