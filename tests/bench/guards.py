@@ -23,12 +23,16 @@ def measure(stage: Stage, report: Report) -> None:
         accepting = {kind: stack.enter_context(_accepting(stage, kind)) for kind in KINDS}
         paths = {kind: stack.enter_context(_path(stage, kind)) for kind in KINDS}
         for turn in range(stage.sizes.rounds + 1):
-            for kind, (room, web) in accepting.items():
+            # Each is first as often as the others: who follows finds the servers still busy.
+            order = KINDS[turn % len(KINDS) :] + KINDS[: turn % len(KINDS)]
+            for kind in order:
+                room, web = accepting[kind]
                 rate, cost = _accept(room, web, stage.sizes.tasks, f"TURN{turn}X")
                 if turn:
                     report.add(f"guards.{kind}.accept.rate", rate, "tasks/s")
                     report.add(f"guards.{kind}.accept.total", cost, "µs/task")
-            for kind, (room, processes) in paths.items():
+            for kind in order:
+                room, processes = paths[kind]
                 passage = send_through(room, processes, stage.sizes.tasks // 2, f"TURN{turn}X")
                 if turn:
                     report.add(f"guards.{kind}.path.rate", passage.rate, "tasks/s")
