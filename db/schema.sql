@@ -48,7 +48,6 @@ CASE status
     WHEN 'success'::text THEN (code = 200)
     ELSE (code = ANY (ARRAY[404, 500]))
 END),
-    CONSTRAINT finished_ended_by CHECK (((ended_by IS NULL) OR ((ended_by = ANY (ARRAY['cancel'::text, 'deadline'::text])) AND (code = 500)))),
     CONSTRAINT finished_status CHECK ((status = ANY (ARRAY['success'::text, 'error'::text])))
 )
 PARTITION BY RANGE (id);
@@ -87,7 +86,6 @@ CASE status
     WHEN 'success'::text THEN (code = 200)
     ELSE (code = ANY (ARRAY[404, 500]))
 END),
-    CONSTRAINT finished_ended_by CHECK (((ended_by IS NULL) OR ((ended_by = ANY (ARRAY['cancel'::text, 'deadline'::text])) AND (code = 500)))),
     CONSTRAINT finished_status CHECK ((status = ANY (ARRAY['success'::text, 'error'::text])))
 );
 
@@ -367,6 +365,14 @@ ALTER TABLE ONLY public.finished
 
 ALTER TABLE ONLY public.finished_default
     ADD CONSTRAINT finished_default_pkey PRIMARY KEY (id);
+
+
+--
+-- Name: finished finished_ended_by; Type: CHECK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE public.finished
+    ADD CONSTRAINT finished_ended_by CHECK (((ended_by IS NULL) OR ((ended_by = ANY (ARRAY['cancel'::text, 'deadline'::text])) AND (code = 500)))) NOT VALID;
 
 
 --
