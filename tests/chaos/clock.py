@@ -59,7 +59,7 @@ class Clock:
 async def stepped(hours: float, rig: "Rig", rng: random.Random) -> AsyncIterator[None]:
     """The database's clock is stepped, and stepped back, while tasks wait for their next attempt."""
     assert rig.clock
-    await rig.service_a.behave("drop", 0.5)
+    await rig.service_a.behave("drop", 0.5, seconds=0)
     for step in (hours, -hours):
         await asyncio.sleep(CALM_SECONDS)
         rig.clock.set(rig.clock.offset + step * HOUR_SECONDS)
@@ -67,4 +67,4 @@ async def stepped(hours: float, rig: "Rig", rng: random.Random) -> AsyncIterator
         if step == hours:
             yield
     await asyncio.sleep(CALM_SECONDS)
-    await rig.service_a.behave("answer", 0)
+    await rig.service_a.behave("answer", 0, seconds=0)

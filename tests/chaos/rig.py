@@ -1,6 +1,7 @@
 """What is tortured: private servers, two of each of our processes, service A, and a bad network between them."""
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -94,9 +95,10 @@ class ServiceA:
         """Whether it lives."""
         return self._process is not None and self._process.poll() is None
 
-    async def behave(self, mode: str, share: float = 1.0) -> None:
-        """Tell it to misbehave for a share of the calls."""
-        while not await self._told(mode, share):
+    async def behave(self, mode: str, share: float = 1.0, *, seconds: float = math.inf) -> None:
+        """Tell it to misbehave for a share of the calls; give up after so many `seconds`: the way to it may be cut."""
+        until = time.monotonic() + seconds
+        while not await self._told(mode, share) and time.monotonic() < until:
             await asyncio.sleep(0.05)
 
     async def _told(self, mode: str, share: float) -> bool:
