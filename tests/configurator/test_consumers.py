@@ -386,7 +386,7 @@ async def test_a_clean_stop_finishes_running_calls_and_takes_no_more(start: Star
     gate.set()
     await stopping
     assert await wire.kinds(*running) == [OutcomeKind.SUCCESS] * 30
-    assert await wire.waiting() == 3
+    await eventually(lambda: wire.waiting_is(3))
     assert len(fake_a.ledger) == 30
     await start()
     assert await wire.kinds(*late) == [OutcomeKind.SUCCESS] * 3, "taken by nobody, they come for the first time"
@@ -452,7 +452,7 @@ async def test_a_stop_hands_back_what_is_granted_meanwhile_and_gives_back_what_h
     assert (outcome.kind, outcome.retry_after_seconds) == (OutcomeKind.UNAVAILABLE, 0)
     assert outcome.reason == "not called: the configurator stops"
     assert not fake_a.ledger
-    assert await wire.waiting() == 5
+    await eventually(lambda: wire.waiting_is(5))
     assert len(fake_results.asked) == 1
 
 
@@ -505,7 +505,7 @@ async def test_a_stop_while_no_results_process_answers_gives_back_what_is_in_han
     await wire.put(*tasks)
     await eventually(lambda: wire.waiting_is(0))
     await app.close()
-    assert await wire.waiting() == 10
+    await eventually(lambda: wire.waiting_is(10))
     await fake_results.start()
     await start()
     assert await wire.kinds(*tasks) == [OutcomeKind.SUCCESS] * 10
