@@ -96,8 +96,12 @@ class Report:
             if wait > WAIT_GOAL_SECONDS:
                 self.late[f"seed {run.seed}: {' + '.join(passed.nemeses)}"] += 1
         calls: Counter[str] = Counter()
+        accepted: set[str] = set()
         for event in events:
             if event["kind"] == "submitted" and event["status"] == 200:
+                if event["task"] in accepted:
+                    continue  # Sent again under its key.
+                accepted.add(event["task"])
                 self._count(run, event["t"]).accepted += 1
                 self.total.accepted += 1
             elif event["kind"] == "a.begin":
