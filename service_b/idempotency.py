@@ -24,7 +24,7 @@ class Once:
     request: str = field(repr=False)
 
 
-class KeyReusedError(Exception):
+class ReusedError(Exception):
     """The client has sent another request under this key before."""
 
 

@@ -14,7 +14,7 @@ from uuid_utils import uuid7
 
 from messaging.sealing.sealer import Sealer
 from service_b import metrics
-from service_b.idempotency import Keyed, KeyReusedError, Once, Replay
+from service_b.idempotency import Keyed, Once, Replay, ReusedError
 from service_b.quotas import Quotas
 from service_b.settings import Settings
 from service_b.storage import Storage
@@ -101,14 +101,14 @@ class Submission:
     ) -> tuple[UUID, bool]:
         """Do as `submit` does, unless the same token has sent this request under this key before.
 
-        Returns the id of the task, and whether it was there already. Raises `KeyReusedError`, too.
+        Returns the id of the task, and whether it was there already. Raises `ReusedError`, too.
         """
         task = self._make(equipment_id, timeout_seconds, parameters, submitted_by, wishes)
         storage = self._bulk_once if wishes and wishes.bulk else self._once
         told = await storage.ask((task, once), task.id)
         if isinstance(told, Replay):
             if not told.is_same:
-                raise KeyReusedError
+                raise ReusedError
             return told.task_id, True
         if told == "late":
             raise LateError

@@ -10,8 +10,7 @@ from service_b.api.errors import InvalidBodyError, KeyReusedError, TooManyTasksE
 from service_b.api.keys import KEY, once_of
 from service_b.api.parts import SUBMISSION
 from service_b.api.trail import Caller
-from service_b.idempotency import KeyReusedError as ReusedError
-from service_b.idempotency import Once
+from service_b.idempotency import Once, ReusedError
 from service_b.submission import FullError, LateError, Wishes
 
 REPLAYED = {"Idempotent-Replayed": "true"}
