@@ -70,6 +70,8 @@ async def kill_the_broker(fleet: Fleet, rabbitmq: RabbitMQ) -> None:
     """Killed amid publishes, calls and outcomes: half a minute after its return everything has ended."""
     fake = fleet.fake_a
     fake.delay = 1
+    # A shares the loop with a thousand clients: when the machine is busy it begins a call only seconds later.
+    fleet.environment["SERVICE_A_GRACE_SECONDS"] = "19"
     web_process, *_ = await fleet.start("service_b", "service_b.results", "configurator")
     before = await fleet.submit(web_process, serials(100, "BEFORE"))
     await fleet.calls(100)

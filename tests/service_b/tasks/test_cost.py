@@ -23,7 +23,10 @@ from tests.tasks import (
     rows_read,
 )
 
-WAITING_BEHIND = "SELECT id FROM task WHERE equipment_id = 'DEVICE1' AND NOT active LIMIT $1"
+WAITING_BEHIND = (
+    "SELECT id FROM task WHERE equipment_id = 'DEVICE1' AND NOT active AND start_at IS NULL ORDER BY seq LIMIT $1"
+)
+"""By an index: what this reads may be counted with the statement that comes next."""
 
 
 @pytest.fixture
