@@ -91,16 +91,17 @@ async def kill_the_broker(fleet: Fleet, rabbitmq: RabbitMQ) -> None:
 
 async def kill_a_configurator(fleet: Fleet) -> None:
     """What it was calling for is called for again by another one, once A has surely let go."""
-    fake = fleet.fake_a
-    fake.delay = 3
-    fleet.environment["SERVICE_A_GRACE_SECONDS"] = "9"  # A busy machine must not make time-outs of the others' calls.
+    fake, killed = fleet.fake_a, asyncio.Event()
+    fake.default = held(killed)
+    fleet.environment["SERVICE_A_GRACE_SECONDS"] = "14"  # A busy machine must not make time-outs of the others' calls.
     web_process, _, doomed, _ = await fleet.start(
         "service_b", "service_b.results", "configurator", "configurator", CONCURRENCY="100"
     )
     paths = await fleet.submit(web_process, serials(200))
     await fleet.calls(200)
     await in_thread(doomed.kill)
-    assert await fleet.codes(web_process, paths, 10 + 15 + fake.delay) == [200] * 200
+    killed.set()
+    assert await fleet.codes(web_process, paths, 15 + 15) == [200] * 200
     assert len(fake.ledger) >= 300, "each of the 100 calls that it had in flight is made once more"
     assert fake.overlapping() == []
 
