@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import aiormq
@@ -18,11 +20,12 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from messaging.settings import BrokerSettings
-from tests.conftest import eventually
+from tests.conftest import eventually, new_database, own_queues
 from tests.fake_a import Behaviour, FakeA, answer
 from tests.guards import of_this_run
 from tests.queues import as_user, declare, patient, users_for_tests
 from tests.system.certificates import Certificates
+from tests.system.migrate import Roles
 from tests.system.processes import Module, Process
 from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
@@ -233,6 +236,7 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
         yield node
 
 
+Scenario = Callable[[Fleet], Awaitable[None]]
 Errors = Mapping[str, BaseException | None]
 
 
@@ -243,6 +247,59 @@ def run_together(scenarios: Mapping[str, Callable[[], Awaitable[None]]]) -> Erro
         return await asyncio.gather(*(scenario() for scenario in scenarios.values()), return_exceptions=True)
 
     return dict(zip(scenarios, asyncio.run(run()), strict=True))
+
+
+class Play(Protocol):
+    """Plays scenarios, up to `at_once` of them at the same time."""
+
+    def __call__(
+        self,
+        scenarios: Mapping[str, Scenario],
+        *,
+        at_once: int,
+        heartbeat: int = 2,
+        users: bool = False,
+        amqp_urls: Mapping[str, str] = MappingProxyType({}),
+    ) -> Errors:
+        """Return what each came to, for a test of its own; `amqp_urls` for those that have a broker of their own."""
+
+
+@pytest.fixture(scope="module")
+def play(
+    amqp_url: str, postgres_url: str, template: str, roles: Roles, tmp_path_factory: pytest.TempPathFactory
+) -> Play:
+    """Play scenarios, each with a system of its own on the run's servers."""
+
+    def play(
+        scenarios: Mapping[str, Scenario],
+        *,
+        at_once: int,
+        heartbeat: int = 2,
+        users: bool = False,
+        amqp_urls: Mapping[str, str] = MappingProxyType({}),
+    ) -> Errors:
+        running = asyncio.Semaphore(at_once)
+
+        async def one(name: str, scenario: Scenario) -> None:
+            async with (
+                running,
+                new_database(postgres_url, template) as database_url,
+                own_queues(amqp_urls.get(name, amqp_url), heartbeat=heartbeat) as queues,
+                new_fake_a() as fake_a,
+                open_fleet(
+                    tmp_path_factory.mktemp("logs"),
+                    queues,
+                    database_url,
+                    fake_a,
+                    users=users,
+                    DATABASE_URL=roles.service_url(database_url),
+                ) as fleet,
+            ):
+                await scenario(fleet)
+
+        return run_together({name: partial(one, name, scenario) for name, scenario in scenarios.items()})
+
+    return play
 
 
 def raise_error(errors: Errors, scenario: str) -> None:

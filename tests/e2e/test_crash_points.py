@@ -13,23 +13,21 @@ from uuid_utils.compat import uuid7
 
 from service_b.database import DatabaseSettings, create_pool
 from service_b.tasks.inserts import NewTask, insert
-from tests.conftest import eventually, new_database, own_queues
+from tests.conftest import eventually
 from tests.e2e.conftest import (
     BODY,
     GRACE_SECONDS,
     PATH,
     Errors,
     Fleet,
+    Play,
+    Scenario,
     in_thread,
-    new_fake_a,
-    open_fleet,
     raise_error,
-    run_together,
     serials,
 )
 from tests.e2e.crash_at import POINTS
 from tests.fake_a import Behaviour, FakeA, answer
-from tests.system.migrate import Roles
 from tests.system.processes import Module, Process
 from tests.system.spawning import base_environment, spawn
 
@@ -58,6 +56,7 @@ CALLS = dict.fromkeys([*POINTS, CALLING], (len(TASKS), len(TASKS))) | {
 async def crash(point: str, fleet: Fleet, starting: asyncio.Semaphore) -> None:
     """Let one process die at the point, start it again, and look at what became of the tasks."""
     fake = fleet.fake_a
+    fake.delay, fake.default = 0.2, answer_or_kill()
     module = MODULES[point.split(":", maxsplit=1)[0]]
     others: list[Module] = ["service_b", "service_b.results", "configurator"]
     others.remove(module)
@@ -113,26 +112,14 @@ def start_dying(process: Process, point: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture(scope="module")
-def crashes(
-    amqp_url: str, postgres_url: str, template: str, roles: Roles, tmp_path_factory: pytest.TempPathFactory
-) -> Errors:
-    """All points, each with a system of its own: it waits for limits to pass most of its time."""
-    folder = tmp_path_factory.mktemp("crashes")
+def crashes(play: Play) -> Errors:
+    """All points at the same time, but few processes start at once."""
     starting = asyncio.Semaphore(4)
 
-    async def one(number: int, point: str) -> None:
-        async with (
-            new_database(postgres_url, template) as url,
-            own_queues(amqp_url, heartbeat=1) as queues,
-            new_fake_a(delay=0.2) as fake,
-            open_fleet(
-                folder / f"{number}", queues, url, fake, users=True, DATABASE_URL=roles.service_url(url)
-            ) as fleet,
-        ):
-            fake.default = answer_or_kill()
-            await crash(point, fleet, starting)
+    def crash_at(point: str) -> Scenario:
+        return lambda fleet: crash(point, fleet, starting)
 
-    return run_together({point: partial(one, number, point) for number, point in enumerate(CALLS)})
+    return play({point: crash_at(point) for point in CALLS}, at_once=len(CALLS), heartbeat=1, users=True)
 
 
 @pytest.mark.parametrize("point", CALLS)

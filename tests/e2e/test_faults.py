@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -15,18 +15,18 @@ import pytest
 from messaging.messages import ConfigureTask, Message, Outcome, OutcomeKind
 from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
-from tests.conftest import eventually, new_database, own_queues
+from tests.conftest import eventually, own_queues
 from tests.e2e.conftest import (
     BODY,
     PATH,
     Errors,
     Fleet,
+    Play,
+    Scenario,
     held,
     in_thread,
-    new_fake_a,
     open_fleet,
     raise_error,
-    run_together,
     serials,
 )
 from tests.fake_a import FakeA
@@ -296,7 +296,7 @@ async def lose_messages(fleet: Fleet, *, delete: bool) -> None:
     assert len(fleet.fake_a.ledger) == 90, "only the calls whose outcomes were lost are made again"
 
 
-HEALING: dict[str, Callable[[Fleet], Awaitable[None]]] = {
+HEALING: dict[str, Scenario] = {
     "a killed configurator": kill_a_configurator,
     "purged queues": partial(lose_messages, delete=False),
     "deleted queues": partial(lose_messages, delete=True),
@@ -304,20 +304,9 @@ HEALING: dict[str, Callable[[Fleet], Awaitable[None]]] = {
 
 
 @pytest.fixture(scope="module")
-def healed(amqp_url: str, postgres_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Errors:
-    """The faults that heal when limits have passed, each with a system of its own."""
-    folder = tmp_path_factory.mktemp("healing")
-
-    async def one(name: str) -> None:
-        async with (
-            new_database(postgres_url, template) as url,
-            own_queues(amqp_url, heartbeat=1) as queues,
-            new_fake_a() as fake,
-            open_fleet(folder / name, queues, url, fake) as fleet,
-        ):
-            await HEALING[name](fleet)
-
-    return run_together({name: partial(one, name) for name in HEALING})
+def healed(play: Play) -> Errors:
+    """The faults that heal when limits have passed."""
+    return play(HEALING, at_once=len(HEALING), heartbeat=1)
 
 
 @pytest.mark.parametrize("fault", HEALING)

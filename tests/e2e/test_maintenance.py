@@ -1,18 +1,20 @@
 """That every task ends, by the processes as they run in production."""
 
 import asyncio
+from collections.abc import Mapping
+from functools import partial
 
 import pytest
 
 from tests.conftest import eventually
-from tests.e2e.conftest import GRACE_SECONDS, Fleet, held, in_thread, serials
+from tests.e2e.conftest import GRACE_SECONDS, Errors, Fleet, Play, Scenario, held, in_thread, raise_error, serials
 from tests.fake_a import reset
 from tests.tasks import step_clock
 
 LIMIT = 1 + GRACE_SECONDS
 
 
-async def test_the_call_of_a_killed_configurator_is_made_again_after_its_limit(fleet: Fleet) -> None:
+async def the_call_of_a_killed_configurator_is_made_again_after_its_limit(fleet: Fleet) -> None:
     """Its lease says when it began, so nothing has to be guessed: once limit and margin have passed, it is lost."""
     never = asyncio.Event()
     fleet.fake_a.script["DEVICE01"].append(held(never))
@@ -28,7 +30,7 @@ async def test_the_call_of_a_killed_configurator_is_made_again_after_its_limit(f
     assert await fleet.metric(web, "tasks_lost_calls_total") == 1
 
 
-async def test_the_deadline_ends_what_nobody_has_begun_though_it_is_dispatched(fleet: Fleet) -> None:
+async def the_deadline_ends_what_nobody_has_begun_though_it_is_dispatched(fleet: Fleet) -> None:
     web, _ = await fleet.start("service_b", "service_b.results", TASK_DEADLINE_SECONDS="3")
     paths = await asyncio.gather(*(fleet.submit_one(web, f"DEVICE0{number}") for number in range(3)))
 
@@ -43,8 +45,7 @@ async def test_the_deadline_ends_what_nobody_has_begun_though_it_is_dispatched(f
     assert [call.equipment_id for call in fleet.fake_a.ledger] == ["DEVICE04"], "their tasks had ended"
 
 
-@pytest.mark.parametrize("by", [3600, -3600, 15, -15])
-async def test_a_step_of_the_clock_shortens_no_hold_delays_nothing_for_long_and_ends_nothing(
+async def a_step_of_the_clock_shortens_no_hold_delays_nothing_for_long_and_ends_nothing(
     fleet: Fleet, by: float
 ) -> None:
     fleet.fake_a.script["BROKEN01"].append(reset())
@@ -71,3 +72,28 @@ async def test_a_step_of_the_clock_shortens_no_hold_delays_nothing_for_long_and_
     first, again = fleet.fake_a.calls("BROKEN01")
     # Less how far an estimate may be off, and the time from the lease to the call.
     assert again.started - first.started >= LIMIT - 0.5
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    "the call of a killed configurator is made again after its limit": (
+        the_call_of_a_killed_configurator_is_made_again_after_its_limit
+    ),
+    "the deadline ends what nobody has begun though it is dispatched": (
+        the_deadline_ends_what_nobody_has_begun_though_it_is_dispatched
+    ),
+} | {
+    f"a step of the clock by {by} s shortens no hold, delays nothing for long, and ends nothing": partial(
+        a_step_of_the_clock_shortens_no_hold_delays_nothing_for_long_and_ends_nothing, by=by
+    )
+    for by in (3600, -3600, 15, -15)
+}
+
+
+@pytest.fixture(scope="module")
+def errors(play: Play) -> Errors:
+    return play(SCENARIOS, at_once=3, users=True)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_it_ends(errors: Errors, scenario: str) -> None:
+    raise_error(errors, scenario)

@@ -7,7 +7,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 
@@ -16,18 +16,16 @@ import pytest
 from aiohttp import web
 
 from messaging.settings import HEARTBEAT_SECONDS
-from tests.conftest import eventually, new_database, own_queues
+from tests.conftest import eventually
 from tests.e2e.conftest import (
     BODY,
     GRACE_SECONDS,
     Errors,
     Fleet,
+    Play,
     held,
     in_thread,
-    new_fake_a,
-    open_fleet,
     raise_error,
-    run_together,
     serials,
 )
 from tests.fake_a import FakeA, answer, reset
@@ -208,23 +206,10 @@ BROKER = "the broker is killed"
 
 
 @pytest.fixture(scope="module")
-def errors(
-    amqp_url: str, rabbitmq: RabbitMQ, postgres_url: str, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Errors:
-    """All scenarios, each with a system of its own: they wait most of their time."""
-    folder = tmp_path_factory.mktemp("recovery")
-    running = asyncio.Semaphore(AT_ONCE)
-
-    async def one(name: str, play: Callable[[Fleet], Awaitable[None]], url: str) -> None:
-        async with running, AsyncExitStack() as stack:
-            database = await stack.enter_async_context(new_database(postgres_url, template))
-            queues = await stack.enter_async_context(own_queues(url, heartbeat=HEARTBEAT_SECONDS))
-            fake = await stack.enter_async_context(new_fake_a())
-            await play(await stack.enter_async_context(open_fleet(folder / name, queues, database, fake)))
-
-    scenarios = {BROKER: partial(one, BROKER, partial(kill_the_broker, rabbitmq=rabbitmq), rabbitmq.url)}
-    scenarios |= {name: partial(one, name, play, amqp_url) for name, play in SCENARIOS.items()}
-    return run_together(scenarios)
+def errors(play: Play, rabbitmq: RabbitMQ) -> Errors:
+    """All scenarios; one breaks its broker, and has its own."""
+    scenarios = {BROKER: partial(kill_the_broker, rabbitmq=rabbitmq)} | SCENARIOS
+    return play(scenarios, at_once=AT_ONCE, heartbeat=HEARTBEAT_SECONDS, amqp_urls={BROKER: rabbitmq.url})
 
 
 @pytest.mark.parametrize("fault", [BROKER, *SCENARIOS])

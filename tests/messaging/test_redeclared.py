@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiormq
-import pytest
 
 from messaging import declaring
 from messaging.deliveries import Delivery, acknowledge
@@ -17,7 +16,7 @@ from messaging.frames import Letter
 from messaging.patience import Patience
 from messaging.session import Session
 from messaging.settings import BrokerSettings
-from tests.conftest import eventually
+from tests.conftest import eventually, own_queues
 
 ROUNDS = 10
 LIMIT_SECONDS = 20.0
@@ -61,19 +60,25 @@ async def _load(settings: BrokerSettings, key: str) -> AsyncIterator[None]:
         publishing.cancel()
 
 
-@pytest.mark.parametrize("which", ["to_configure", "configured"])
-async def test_it_brings_its_messages_soon_again(broker: BrokerSettings, which: str) -> None:
-    queue, key = f"{which}_queue", f"{which}_key"
-    queue, key = getattr(broker, queue), getattr(broker, key)
-    connection = await aiormq.connect(broker.nodes[0])
-    async with _reader(broker, queue) as one, _reader(broker, queue) as another, _load(broker, key):
-        await eventually(lambda: one and another)
-        for number in range(ROUNDS):
-            for _ in range(1 + number % 2):
-                await (await connection.channel()).queue_delete(queue)
-                await declaring.ensure(connection, broker)
-            before = len(one), len(another)
-            await eventually(
-                lambda before=before: len(one) > before[0] and len(another) > before[1], timeout=LIMIT_SECONDS
-            )
-    await connection.close()
+async def _redeclare(amqp_url: str, which: str) -> None:
+    """Delete one of the two queues again and again; each time both readers must go on."""
+    async with own_queues(amqp_url) as broker:
+        queue, key = getattr(broker, f"{which}_queue"), getattr(broker, f"{which}_key")
+        connection = await aiormq.connect(broker.nodes[0])
+        async with _reader(broker, queue) as one, _reader(broker, queue) as another, _load(broker, key):
+            await eventually(lambda: one and another)
+            for number in range(ROUNDS):
+                for _ in range(1 + number % 2):
+                    await (await connection.channel()).queue_delete(queue)
+                    await declaring.ensure(connection, broker)
+                before = len(one), len(another)
+                await eventually(
+                    lambda before=before: len(one) > before[0] and len(another) > before[1], timeout=LIMIT_SECONDS
+                )
+        await connection.close()
+
+
+async def test_it_brings_its_messages_soon_again(amqp_url: str) -> None:
+    async with asyncio.TaskGroup() as group:
+        for which in ("to_configure", "configured"):
+            group.create_task(_redeclare(amqp_url, which))

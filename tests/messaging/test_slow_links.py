@@ -15,7 +15,7 @@ from messaging.settings import BrokerSettings
 from tests.conftest import eventually
 from tests.proxy import Proxy
 
-RATE = 15_000
+RATE = 30_000
 """Bytes a second."""
 
 

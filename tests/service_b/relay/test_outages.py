@@ -1,0 +1,137 @@
+"""The relay while its database, its broker or the clock fails it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from uuid import UUID
+
+import asyncpg
+import pytest
+from aiormq.abc import AbstractChannel
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from messaging.settings import BrokerSettings
+from service_b.database import DatabaseSettings, create_pool
+from service_b.tasks.clock import Clock
+from tests.conftest import eventually
+from tests.queues import is_blocked, metric
+from tests.service_b.relay.relays import DEVICES, Watch, are, attempts, begin_calls, channel_to, holds, relaying
+from tests.system.postgres import PostgreSQL
+from tests.system.rabbitmq import RabbitMQ
+from tests.tasks import accept, row, states, step_clock
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A broker to be stopped and told things; each test leaves it running."""
+    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq")) as broker:
+        yield broker
+
+
+async def test_a_database_that_is_away_for_a_while_is_waited_for(
+    own_postgres: PostgreSQL, broker: BrokerSettings, amqp: AbstractChannel
+) -> None:
+    database = DatabaseSettings(database_url=SecretStr(own_postgres.dsn()))
+    async with create_pool(database) as pool, relaying(broker, pool):
+        with capture_logs() as logs:
+            await asyncio.to_thread(own_postgres.stop)
+            await eventually(lambda: any(entry["event"] == "relay.storage_unavailable" for entry in logs))
+            await asyncio.to_thread(own_postgres.start)
+        [id_] = await accept(pool, "DEVICE1")
+        await eventually(lambda: holds(amqp, broker, 1))
+        assert await attempts(amqp, broker) == [(id_, 1)]
+
+
+async def test_with_the_broker_down_nothing_is_claimed_and_all_is_relayed_when_it_is_back(
+    pool: asyncpg.Pool, node: RabbitMQ, sql: asyncpg.Connection
+) -> None:
+    settings = BrokerSettings(amqp_url=SecretStr(f"{node.url}?heartbeat=2"))
+    async with relaying(settings, pool) as running:
+        with capture_logs() as logs:
+            await asyncio.to_thread(node.stop)
+            ids = await accept(pool, *DEVICES[:30])
+            running.wake.set()
+            await eventually(lambda: sum(entry["event"] == "amqp.connect_failed" for entry in logs) >= 2)
+        assert set(await states(sql, ids)) == {"due"}
+        assert await sql.fetchval("SELECT max(attempt) FROM task") == 0
+        ids += await accept(pool, "DEVICEX")
+        await asyncio.to_thread(node.start)
+        await eventually(lambda: running.session.current)
+        async with channel_to(settings) as channel:
+            await eventually(lambda: holds(channel, settings, 31))
+            assert Counter(await attempts(channel, settings)) == Counter((id_, 1) for id_ in ids)
+
+
+async def test_what_the_broker_refuses_is_published_again(
+    pool: asyncpg.Pool, watch: Watch, node: RabbitMQ, sql: asyncpg.Connection
+) -> None:
+    settings = BrokerSettings(
+        amqp_url=SecretStr(f"{node.url}?heartbeat=2"),
+        exchange="full",
+        to_configure_queue="full",
+        configured_queue="full_outcomes",
+    )
+    policy = '{"max-length": 1, "overflow": "reject-publish"}'
+    await asyncio.to_thread(node.ctl, "set_policy", "full", "^full$", policy, "--apply-to", "queues")
+    async with relaying(settings, pool), channel_to(settings) as channel:
+        published: list[tuple[UUID, int]] = []
+        refused = metric("tasks_dispatched_total", publication="refused")
+        ids: list[UUID] = []
+
+        async def is_refused() -> bool:
+            # A full queue refuses a little late.
+            ids.extend(await accept(pool, DEVICES[len(ids)]))
+            await eventually(lambda: are(sql, ids, "dispatched"))
+            return metric("tasks_dispatched_total", publication="refused") > refused
+
+        await eventually(is_refused)
+        await asyncio.to_thread(node.ctl, "clear_policy", "full")
+
+        async def all_have_begun() -> bool:
+            published.extend(await begin_calls(pool, channel, settings))
+            return set(await states(sql, ids)) == {"running"}
+
+        await eventually(all_have_begun)
+        await watch.until_idle()
+    assert Counter(id_ for id_, _ in published) == Counter(ids), "each published once"
+    assert max(attempt for _, attempt in published) > 1
+    assert dict(published) == {id_: (await row(sql, id_))["attempt"] for id_ in ids}
+
+
+async def test_a_broker_short_of_memory_is_given_nothing(
+    pool: asyncpg.Pool, watch: Watch, node: RabbitMQ, sql: asyncpg.Connection
+) -> None:
+    settings = BrokerSettings(amqp_url=SecretStr(f"{node.url}?heartbeat=2"), to_configure_queue="blocked")
+    async with relaying(settings, pool) as running, channel_to(settings) as channel:
+        await eventually(lambda: watch.idle)
+        current = await running.session.channel()
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0")
+        try:
+            # A connection is told that it is blocked when it publishes.
+            ids = await accept(pool, "DEVICE0")
+            running.wake.set()
+            await eventually(lambda: is_blocked(current))
+            ids += await accept(pool, "DEVICE1")
+            for _ in range(100):
+                running.wake.set()
+                assert await states(sql, ids) == ["dispatched", "due"]
+        finally:
+            await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+        await eventually(lambda: are(sql, ids, "dispatched"))
+        await eventually(lambda: holds(channel, settings, 2))
+        assert await attempts(channel, settings) == [(id_, 1) for id_ in ids]
+
+
+async def test_what_is_due_only_by_a_jump_of_the_databases_clock_is_not_claimed(
+    pool: asyncpg.Pool, watch: Watch, broker: BrokerSettings, amqp: AbstractChannel, sql: asyncpg.Connection
+) -> None:
+    internal = Clock(settle_seconds=0)
+    await internal.look(sql)
+    held, due = await accept(pool, "DEVICE1", "DEVICE2")
+    await sql.execute("UPDATE task SET due_at = due_at + interval '30 min' WHERE id = $1", held)
+    await step_clock(sql, 2000)
+    async with relaying(broker, pool, internal=internal):
+        await watch.until_idle()
+    assert await attempts(amqp, broker) == [(due, 1)]
+    assert await states(sql, [held]) == ["due"]
