@@ -17,7 +17,7 @@ class ApiError(Exception):
 
     code = 500
     message = "Internal provisioning exception"
-    headers: ClassVar[Mapping[str, str]] = {}
+    headers: Mapping[str, str] = {}
     errors: Sequence[Mapping[str, Any]] = ()
 
     slug: ClassVar[str] = "internal-error"
@@ -58,7 +58,7 @@ class NoTokenError(ApiError):
 
     code = 401
     message = "A token is needed"
-    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
     slug = "no-token"
     title = "A token is needed"
     explanation = "Send one as 'Authorization: Bearer cpe_...'. The operators of this service give them out."
@@ -69,7 +69,7 @@ class InvalidTokenError(ApiError):
 
     code = 401
     message = "The token is not valid"
-    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
     slug = "invalid-token"
     title = "The token is not valid"
     explanation = (
@@ -82,7 +82,7 @@ class InsufficientScopeError(ApiError):
 
     code = 403
     message = "The token does not allow this"
-    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
     slug = "insufficient-scope"
     title = "The token does not allow this"
     explanation = "The token has none of the roles that this route is for."
@@ -128,7 +128,7 @@ class CompressedBodyError(ApiError):
 
     code = 415
     message = "The body must not be compressed"
-    headers: ClassVar[Mapping[str, str]] = {"Accept-Encoding": "identity"}
+    headers: Mapping[str, str] = {"Accept-Encoding": "identity"}
     slug = "compressed-body"
     title = "The body must not be compressed"
     explanation = "Send it as it is, without Content-Encoding."
@@ -168,7 +168,7 @@ class TooManyTasksError(ApiError):
     """The device, or the tokens of the client's name, have as many unfinished tasks as they may."""
 
     code = 429
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(FULL_SECONDS)}
+    headers: Mapping[str, str] = {"Retry-After": str(FULL_SECONDS)}
     slug = "too-many-tasks"
     title = "Too many tasks are unfinished"
     explanation = (
@@ -186,7 +186,7 @@ class UnavailableError(ApiError):
 
     code = 503
     message = "The storage is unavailable, try again"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    headers: Mapping[str, str] = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     slug = "storage-unavailable"
     title = "The storage is unavailable"
     explanation = (
@@ -213,7 +213,7 @@ class StoppingError(ApiError):
 
     code = 503
     message = "This process stops, send the rest to another"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    headers: Mapping[str, str] = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     slug = "stopping"
     title = "This process stops"
     explanation = (
@@ -260,3 +260,17 @@ class ProblemNotFoundError(ApiError):
     slug = "problem-not-found"
     title = "There is no such problem"
     explanation = "No answer of this service has a type of this name."
+
+
+class MethodNotAllowedError(ApiError):
+    """The route is there, but not for this method."""
+
+    code = 405
+    message = "Method Not Allowed"
+    slug = "method-not-allowed"
+    title = "The route is not for this method"
+    explanation = "The header 'Allow' names the methods that it is for."
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__()
+        self.headers = {"Allow": allowed}

@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler, Middleware
 from runtime.answers import Answer, json_error
 from runtime.http import observe
 from service_b.api import problems
-from service_b.api.errors import ApiError, UnavailableError
+from service_b.api.errors import ApiError, MethodNotAllowedError, UnavailableError
 from service_b.api.parts import PROBLEMATIC
 from service_b.api.sites import refuse_other_sites
 from service_b.api.trail import Trail
@@ -38,9 +38,10 @@ def observing(trail: Trail | None = None) -> Middleware:
             response = _failure(request, UnavailableError())
         except StorageRefusedError:
             response = _failure(request, ApiError())
+        except web.HTTPMethodNotAllowed as error:
+            response = await _wrong_method(request, MethodNotAllowedError(error.headers["Allow"]))
         except web.HTTPException as error:
-            headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-            response = json_error(error.status, {"code": error.status, "message": error.reason}, headers)
+            response = json_error(error.status, {"code": error.status, "message": error.reason})
         except Exception:
             log.exception("http.bug", method=request.method, route=str(request.match_info.route.resource))
             response = _failure(request, ApiError())
@@ -54,6 +55,14 @@ def observing(trail: Trail | None = None) -> Middleware:
 
 def _failure(request: web.Request, error: ApiError) -> Answer:
     """Tell of an error as the route's clients expect it."""
-    if request.match_info.route.resource in request.app[PROBLEMATIC]:
-        return problems.answer(error)
-    return json_error(error.code, error.body(), error.headers)
+    return _tell(error, problem=request.match_info.route.resource in request.app[PROBLEMATIC])
+
+
+async def _wrong_method(request: web.Request, error: MethodNotAllowedError) -> Answer:
+    """Do the same where aiohttp has found no route, only resources of this path."""
+    there = [await resource.resolve(request) for resource in request.app[PROBLEMATIC]]
+    return _tell(error, problem=any(allowed for _, allowed in there))
+
+
+def _tell(error: ApiError, *, problem: bool) -> Answer:
+    return problems.answer(error) if problem else json_error(error.code, error.body(), error.headers)

@@ -21,5 +21,5 @@ LISTINGS = web.AppKey("LISTINGS", Listings)
 ACTS = web.AppKey("ACTS", Acts)
 HORIZON = web.AppKey("HORIZON", timedelta)
 """How far ahead a task may begin or be given up."""
-PROBLEMATIC = web.AppKey("PROBLEMATIC", frozenset[AbstractResource | None])
+PROBLEMATIC = web.AppKey("PROBLEMATIC", frozenset[AbstractResource])
 """Where errors are told as problems."""

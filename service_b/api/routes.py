@@ -31,9 +31,10 @@ def add_routes(app: web.Application, tokens: Tokens | None) -> None:
     problematic = set()
     for route in ROUTES:
         handler = guarded(route, tokens) if tokens and route.roles is not None else route.handler
-        resource = app.router.add_route(route.method, route.path, handler).resource
+        resource = app.router.add_resource(route.path)
+        resource.add_route(route.method, handler)
         if route.method == "GET":
-            app.router.add_route("HEAD", route.path, handler)
+            resource.add_route("HEAD", handler)
         if route.problems:
             problematic.add(resource)
     app[PROBLEMATIC] = frozenset(problematic)

@@ -108,7 +108,9 @@ async def test_each_state_has_its_answer(client: Client, pool: asyncpg.Pool) -> 
 async def test_what_is_not_there_cannot_be_acted_on(client: Client, act: str) -> None:
     for task in (NO_TASK, str(uuid4()), "nonsense"):
         await assert_problem(await client.post(f"{TASKS}/{task}/{act}"), 404, "task-not-found")
-    assert (await client.get(f"{TASKS}/{NO_TASK}/{act}")).status == 405
+    response = await client.get(f"{TASKS}/{NO_TASK}/{act}")
+    await assert_problem(response, 405, "method-not-allowed")
+    assert response.headers["Allow"] == "POST"
 
 
 async def test_a_cancel_and_a_lease_race_over_http_and_one_of_them_wins(client: Client, pool: asyncpg.Pool) -> None:
