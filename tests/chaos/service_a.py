@@ -80,10 +80,7 @@ class RecordedA(FakeA):
             sent=float(request.headers["X-Sent"]),
             until=float(request.headers["X-Until"]) if "X-Until" in request.headers else None,
         )
-        work = asyncio.create_task(self._work(request, serial, number, mode))
-        self._working.add(work)
-        work.add_done_callback(self._working.discard)
-        return await asyncio.shield(work)
+        return await self._said(self._work(request, serial, number, mode))
 
     async def _work(self, request: web.Request, serial: str, number: int, mode: Mode) -> web.StreamResponse:
         match mode:
