@@ -13,7 +13,9 @@ CLOCK_SLACK_SECONDS = 0.2
 """How far the database's clock reading and ours may be apart, and how much later A sees a call than its caller."""
 
 LEASE_SECONDS = 5.0
-"""How long after its lease was asked for a call may begin, if its limit is not shorter."""
+"""How long after its lease was asked for a call may begin."""
+LEASE_SHARE = 1 / 4
+"""Of its limit, where that is shorter."""
 LOSSES = 5
 """So many attempts, and no fewer, may end a task without an answer of A's before its deadline."""
 HELD_UP_SECONDS = 5.0
@@ -121,7 +123,7 @@ def check(history: Sequence[Event]) -> Verdict:
     found += _check_waits(events["healed"], changes, run.get("patience", PATIENCE_SECONDS))
     found += _check_overlaps(calls)
     found += _check_attempts(calls, rows, changes)
-    found += _check_leases(events, calls, changes, min(LEASE_SECONDS, run.get("limit", math.inf)))
+    found += _check_leases(events, calls, changes, min(LEASE_SECONDS, LEASE_SHARE * run.get("limit", math.inf)))
     found += _check_locks(events)
     given_up = {event["sent"]: event["t"] for event in events["given up"]}
     found += _check_late(calls, given_up, _standstills(events))
@@ -399,8 +401,8 @@ def _check_leases(
 
 
 def _check_locks(events: dict[str, list[Event]]) -> Iterable[Violation]:
-    """A locked row delays its own device, no other; judged where nothing else was wrong."""
-    ends = [change["t"] for change in events["transition"] if change["old_status"] and change["status"] in FINAL]
+    """A locked row delays its own device, no other; judged where nothing else was wrong, by the ends of calls."""
+    ends = [change["t"] for change in events["transition"] if change["old_begun"] and change["status"] in FINAL]
     alone = [window["t"] for window in events["window"] if len(window["nemeses"]) == 1]
     for locked, unlocked in zip(events["locked"], events["unlocked"], strict=False):
         last_window = max((window["t"] for window in events["window"] if window["t"] <= locked["t"]), default=0)

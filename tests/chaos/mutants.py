@@ -64,7 +64,7 @@ LATE_COPIES = Scenario(
 UNBOUND = Scenario("unbound queues", "unbind configured,unbind to_configure", ("--once", "--seconds", "3"))
 KILLED = Scenario("killed configurators", "kill configurator,kill configurator,kill configurator")
 DOUBLED_WORK = Scenario("copied work", "duplicate work", ("--seconds", "10"))
-AWAY = Scenario("a is away", "a refuses,a refuses", ("--seconds", "5"))
+AWAY = Scenario("a is away", "a refuses,a refuses,a refuses,a refuses", ("--seconds", "5", "--rate", "160"))
 A_CUT_OFF = Scenario("a cut off", "cut configurator-a,cut configurator-a,cut configurator-a,cut configurator-a")
 PURGED = Scenario("purged queue", "purge to_configure,purge to_configure", ("--concurrency", "10"))
 HASTY = Scenario("short deadlines", "a hangs", ("--seconds", "8", "--deadline", "2"))
@@ -80,11 +80,11 @@ FORGED_OUTCOMES = Scenario("forged outcomes", "forged outcomes", ("--seconds", "
 OVERDUE = Scenario(
     "more work than slots, short deadlines", "poison", ("--seconds", "15", "--concurrency", "2", "--deadline", "3")
 )
-LATE_LEASES = Scenario("leases that come late", ",".join(["black hole configurator-results"] * 3), ("--seconds", "6"))
+LATE_LEASES = Scenario("leases that come late", ",".join(["black hole configurator-results"] * 6), ("--seconds", "2"))
 CLOCKS = Scenario("clocks", "clock an hour ahead,clock an hour back", ("--seconds", "8"))
 # With a deadline that a jump does not pass: else no lease is granted.
 AHEAD = Scenario("clocks ahead", ",".join(["clock an hour ahead"] * 2), ("--seconds", "6", "--deadline", "86400"))
-LOCKED = Scenario("locked rows", "locked rows,locked rows", ("--seconds", "8"))
+LOCKED = Scenario("locked rows", ",".join(["locked rows"] * 5), ("--seconds", "8"))
 DROPPED = Scenario("a drops calls", "a drops calls", ("--seconds", "8"))
 FORMER = Scenario("a former configurator", "former configurator", ("--seconds", "5"))
 
