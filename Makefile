@@ -7,6 +7,8 @@ locks := requirements.txt tests/system/requirements.txt tests/requirements.txt .
 # Three tests at a time, on servers of each worker's own: they wait more than they work. A file's tests stay together; the
 # long ones come first. After a worker that has died there is no other, so that a test that hangs ends the run.
 workers := -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# What goes every task's way from end to end: once more with TLS, tokens and sealing on.
+guarded := $(addprefix tests/e2e/,test_system.py test_acts.py test_bulk.py test_resubmission.py)
 export COVERAGE_FILE := $(CURDIR)/.local/coverage/data
 # The libraries are compiled once, not by each of two hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,11 +25,12 @@ demo: system-venv rabbitmq ## Show the whole system at work, from nothing: a sam
 test: lint rabbitmq ## Run lint, types and every test on real servers, with coverage
 	$(python) -m coverage erase
 	$(python) -m coverage run -m pytest $(workers) $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,GUARDED=1 $(python) -m pytest $(workers) $(guarded))
 	$(python) -m coverage combine --quiet
 	$(python) -m coverage report
 
 .PHONY: test-guarded
-test-guarded: test-venv rabbitmq ## Run the end-to-end tests once more, with TLS, tokens and sealing on
+test-guarded: test-venv rabbitmq ## Run all end-to-end tests once more, with TLS, tokens and sealing on
 	GUARDED=1 $(python) -m pytest $(workers) tests/e2e $(PYTEST_ARGS)
 
 .PHONY: chaos
