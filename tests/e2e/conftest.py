@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import aiormq
@@ -249,10 +249,17 @@ def run_together(scenarios: Mapping[str, Callable[[], Awaitable[None]]]) -> Erro
     return dict(zip(scenarios, asyncio.run(run()), strict=True))
 
 
-class Play(Protocol):
-    """Plays scenarios, up to `at_once` of them at the same time."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The run's servers, for scenarios that wait most of their time: they are played together."""
 
-    def __call__(
+    amqp_url: str
+    postgres_url: str
+    template: str
+    roles: Roles
+    folder: Path
+
+    def play(
         self,
         scenarios: Mapping[str, Scenario],
         *,
@@ -261,45 +268,40 @@ class Play(Protocol):
         users: bool = False,
         amqp_urls: Mapping[str, str] = MappingProxyType({}),
     ) -> Errors:
-        """Return what each came to, for a test of its own; `amqp_urls` for those that have a broker of their own."""
+        """Play scenarios, each with a system of its own, `at_once` of them at the same time; return each one's error.
 
-
-@pytest.fixture(scope="module")
-def play(
-    amqp_url: str, postgres_url: str, template: str, roles: Roles, tmp_path_factory: pytest.TempPathFactory
-) -> Play:
-    """Play scenarios, each with a system of its own on the run's servers."""
-
-    def play(
-        scenarios: Mapping[str, Scenario],
-        *,
-        at_once: int,
-        heartbeat: int = 2,
-        users: bool = False,
-        amqp_urls: Mapping[str, str] = MappingProxyType({}),
-    ) -> Errors:
+        `amqp_urls`: for those that have a broker of their own.
+        """
         running = asyncio.Semaphore(at_once)
 
-        async def one(name: str, scenario: Scenario) -> None:
+        async def one(number: int, name: str, scenario: Scenario) -> None:
             async with (
                 running,
-                new_database(postgres_url, template) as database_url,
-                own_queues(amqp_urls.get(name, amqp_url), heartbeat=heartbeat) as queues,
+                new_database(self.postgres_url, self.template) as database_url,
+                own_queues(amqp_urls.get(name, self.amqp_url), heartbeat=heartbeat) as queues,
                 new_fake_a() as fake_a,
                 open_fleet(
-                    tmp_path_factory.mktemp("logs"),
+                    self.folder / f"{number}",
                     queues,
                     database_url,
                     fake_a,
                     users=users,
-                    DATABASE_URL=roles.service_url(database_url),
+                    DATABASE_URL=self.roles.service_url(database_url),
                 ) as fleet,
             ):
                 await scenario(fleet)
 
-        return run_together({name: partial(one, name, scenario) for name, scenario in scenarios.items()})
+        return run_together(
+            {name: partial(one, number, name, scenario) for number, (name, scenario) in enumerate(scenarios.items())}
+        )
 
-    return play
+
+@pytest.fixture(scope="module")
+def stage(
+    amqp_url: str, postgres_url: str, template: str, roles: Roles, tmp_path_factory: pytest.TempPathFactory
+) -> Stage:
+    """A stage whose systems log into folders of their own."""
+    return Stage(amqp_url, postgres_url, template, roles, tmp_path_factory.mktemp("stage"))
 
 
 def raise_error(errors: Errors, scenario: str) -> None:

@@ -5,7 +5,7 @@ from collections import deque
 import pytest
 
 from tests.conftest import eventually
-from tests.e2e.conftest import Errors, Fleet, Play, Scenario, raise_error, serials
+from tests.e2e.conftest import Errors, Fleet, Scenario, Stage, raise_error, serials
 from tests.fake_a import answer, reset
 
 SHORT = {"SERVICE_A_GRACE_SECONDS": "1"}
@@ -55,8 +55,8 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 @pytest.fixture(scope="module")
-def errors(play: Play) -> Errors:
-    return play(SCENARIOS, at_once=len(SCENARIOS), users=True)
+def errors(stage: Stage) -> Errors:
+    return stage.play(SCENARIOS, at_once=len(SCENARIOS), users=True)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

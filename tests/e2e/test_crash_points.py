@@ -20,8 +20,8 @@ from tests.e2e.conftest import (
     PATH,
     Errors,
     Fleet,
-    Play,
     Scenario,
+    Stage,
     in_thread,
     raise_error,
     serials,
@@ -112,14 +112,14 @@ def start_dying(process: Process, point: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture(scope="module")
-def crashes(play: Play) -> Errors:
+def crashes(stage: Stage) -> Errors:
     """All points at the same time, but few processes start at once."""
     starting = asyncio.Semaphore(4)
 
     def crash_at(point: str) -> Scenario:
         return lambda fleet: crash(point, fleet, starting)
 
-    return play({point: crash_at(point) for point in CALLS}, at_once=len(CALLS), heartbeat=1, users=True)
+    return stage.play({point: crash_at(point) for point in CALLS}, at_once=len(CALLS), heartbeat=1, users=True)
 
 
 @pytest.mark.parametrize("point", CALLS)

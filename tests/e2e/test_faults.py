@@ -21,8 +21,8 @@ from tests.e2e.conftest import (
     PATH,
     Errors,
     Fleet,
-    Play,
     Scenario,
+    Stage,
     held,
     in_thread,
     open_fleet,
@@ -304,9 +304,9 @@ HEALING: dict[str, Scenario] = {
 
 
 @pytest.fixture(scope="module")
-def healed(play: Play) -> Errors:
+def healed(stage: Stage) -> Errors:
     """The faults that heal when limits have passed."""
-    return play(HEALING, at_once=len(HEALING), heartbeat=1)
+    return stage.play(HEALING, at_once=len(HEALING), heartbeat=1)
 
 
 @pytest.mark.parametrize("fault", HEALING)

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from tests.conftest import eventually
-from tests.e2e.conftest import GRACE_SECONDS, Errors, Fleet, Play, Scenario, held, in_thread, raise_error, serials
+from tests.e2e.conftest import GRACE_SECONDS, Errors, Fleet, Scenario, Stage, held, in_thread, raise_error, serials
 from tests.fake_a import reset
 from tests.tasks import step_clock
 
@@ -90,8 +90,8 @@ SCENARIOS: Mapping[str, Scenario] = {
 
 
 @pytest.fixture(scope="module")
-def errors(play: Play) -> Errors:
-    return play(SCENARIOS, at_once=3, users=True)
+def errors(stage: Stage) -> Errors:
+    return stage.play(SCENARIOS, at_once=3, users=True)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

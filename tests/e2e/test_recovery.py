@@ -22,7 +22,7 @@ from tests.e2e.conftest import (
     GRACE_SECONDS,
     Errors,
     Fleet,
-    Play,
+    Stage,
     held,
     in_thread,
     raise_error,
@@ -206,10 +206,10 @@ BROKER = "the broker is killed"
 
 
 @pytest.fixture(scope="module")
-def errors(play: Play, rabbitmq: RabbitMQ) -> Errors:
+def errors(stage: Stage, rabbitmq: RabbitMQ) -> Errors:
     """All scenarios; one breaks its broker, and has its own."""
     scenarios = {BROKER: partial(kill_the_broker, rabbitmq=rabbitmq)} | SCENARIOS
-    return play(scenarios, at_once=AT_ONCE, heartbeat=HEARTBEAT_SECONDS, amqp_urls={BROKER: rabbitmq.url})
+    return stage.play(scenarios, at_once=AT_ONCE, heartbeat=HEARTBEAT_SECONDS, amqp_urls={BROKER: rabbitmq.url})
 
 
 @pytest.mark.parametrize("fault", [BROKER, *SCENARIOS])
