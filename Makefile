@@ -4,8 +4,8 @@ SHELL := /bin/sh
 python := .venv/bin/python
 bootstrap := tests/system/bootstrap.sh
 locks := requirements.txt tests/system/requirements.txt tests/requirements.txt .ci/audit/requirements.txt
-# Three tests at a time, on servers of each worker's own: they wait more than they work. A file's tests stay together; the
-# long ones come first. After a worker that has died there is no other, so that a test that hangs ends the run.
+# Three tests at a time, on servers of each worker's own: they wait more than they work. A file's tests stay together, and
+# files come in the order of their names. After a worker that has died there is no other, so that a test that hangs ends the run.
 workers := -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # What goes every task's way from end to end: once more with TLS, tokens and sealing on.
 guarded := $(addprefix tests/e2e/,test_system.py test_acts.py test_bulk.py test_resubmission.py)

@@ -166,9 +166,9 @@ class FakeA:
             finally:
                 work.ended = time.monotonic()
 
-        return await self._said(work_on_it())
+        return await self._wait_for(work_on_it())
 
-    async def _said(self, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
+    async def _wait_for(self, work: Coroutine[Any, Any, web.StreamResponse]) -> web.StreamResponse:
         """Wait for what A says; its work goes on though the caller leaves, or A breaks off all calls (`stop`)."""
         task = asyncio.create_task(work)
         self._working.add(task)

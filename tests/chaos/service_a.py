@@ -80,7 +80,7 @@ class RecordedA(FakeA):
             sent=float(request.headers["X-Sent"]),
             until=float(request.headers["X-Until"]) if "X-Until" in request.headers else None,
         )
-        return await self._said(self._work(request, serial, number, mode))
+        return await self._wait_for(self._work(request, serial, number, mode))
 
     async def _work(self, request: web.Request, serial: str, number: int, mode: Mode) -> web.StreamResponse:
         match mode:

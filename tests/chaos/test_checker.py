@@ -315,8 +315,9 @@ def test_asked_again_the_same_lease_is_granted_again() -> None:
 
 def test_a_locked_row_is_not_blamed_for_what_else_stands_still() -> None:
     _, history = BROKEN["all stand still for a locked row"]
+    history = [e for e in history if e.get("n") != 90]
     both = ["locked rows", "kill results"]
-    assert "held up" not in kinds([e | {"nemeses": both} if e["kind"] == "window" else e for e in history])
+    assert kinds([e | {"nemeses": both} if e["kind"] == "window" else e for e in history]) == set()
 
 
 def test_one_call_that_ends_shows_that_not_all_stands_still() -> None:
