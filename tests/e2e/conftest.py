@@ -26,6 +26,7 @@ from tests.guards import of_this_run
 from tests.queues import as_user, declare, patient, users_for_tests
 from tests.system.certificates import Certificates
 from tests.system.migrate import Roles
+from tests.system.nursery import Nursery
 from tests.system.processes import Module, Process
 from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
@@ -40,6 +41,7 @@ GRACE_SECONDS = 4
 """Together with the body's `timeoutInSeconds`, a call's time limit: short, since what a crash loses waits for it."""
 
 GUARDS = of_this_run()
+NURSERY = Nursery()
 
 _threads = ThreadPoolExecutor(16, "system")
 
@@ -79,6 +81,8 @@ class Fleet:
     """As whom each process connects to the broker, if not as its administrator."""
     results_ports: list[int] = field(default_factory=lambda: [free_port(), free_port()])
     """Where its results processes will listen: a configurator may be there before them."""
+    nursery: Nursery | None = NURSERY
+    """What its processes are forked by; by `None` they are started as in production."""
 
     def process(self, module: Module, **environment: str) -> Process:
         """Make one more process; it is not started yet."""
@@ -93,7 +97,7 @@ class Fleet:
         if module in self.users:
             own["AMQP_URL"] = as_user(self.environment["AMQP_URL"], self.users[module])
         variables = GUARDS.environment(module) | self.environment | own | environment
-        made = Process(module, self.logs, variables, name=name, client=GUARDS.client())
+        made = Process(module, self.logs, variables, name=name, client=GUARDS.client(), nursery=self.nursery)
         self.processes.append(made)
         return made
 

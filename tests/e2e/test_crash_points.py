@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -17,6 +15,7 @@ from tests.conftest import eventually
 from tests.e2e.conftest import (
     BODY,
     GRACE_SECONDS,
+    NURSERY,
     PATH,
     Errors,
     Fleet,
@@ -28,8 +27,9 @@ from tests.e2e.conftest import (
 )
 from tests.e2e.crash_at import POINTS
 from tests.fake_a import Behaviour, FakeA, answer
+from tests.system.nursery import Child
 from tests.system.processes import Module, Process
-from tests.system.spawning import base_environment, spawn
+from tests.system.spawning import base_environment
 
 MODULES: dict[str, Module] = {
     "relay": "service_b",
@@ -84,7 +84,7 @@ async def crash(point: str, fleet: Fleet, starting: asyncio.Semaphore) -> None:
     assert least <= len(fake.ledger) <= most
 
 
-def answer_or_kill(caller: subprocess.Popen[bytes] | None = None) -> Behaviour:
+def answer_or_kill(caller: Child | None = None) -> Behaviour:
     """Answer each device with a code of its own; kill the caller once, when it calls for every device."""
 
     async def behave(fake: FakeA, request: web.Request) -> web.StreamResponse:
@@ -103,12 +103,9 @@ async def store(database_url: str) -> list[str]:
     return [f"{PATH}/{task.equipment_id}/task/{task.id}" for task in new]
 
 
-def start_dying(process: Process, point: str) -> subprocess.Popen[bytes]:
-    if point == CALLING:
-        arguments = [sys.executable, "-m", process.module]
-    else:
-        arguments = [sys.executable, "-m", "tests.e2e.crash_at", process.module, point]
-    return spawn(arguments, base_environment() | process.environment, process.log_file)
+def start_dying(process: Process, point: str) -> Child:
+    arguments = [process.module] if point == CALLING else ["tests.e2e.crash_at", process.module, point]
+    return NURSERY.fork(arguments, base_environment() | process.environment, process.log_file)
 
 
 @pytest.fixture(scope="module")

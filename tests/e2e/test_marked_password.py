@@ -172,6 +172,7 @@ async def run(folder: Path, postgres: PostgreSQL, node: RabbitMQ, traces: Traces
         )
         made = open_fleet(folder / name, queues, url, fake_a, DATABASE_URL=roles.service_url(url))
         fleet = await stack.enter_async_context(made)
+        fleet.nursery = None  # The command lines are those of production.
         for setting, value in (TALKATIVE | (WITH_VALUES if seals else {})).items():
             await fleet.sql.execute(f"ALTER DATABASE \"{name}\" SET {setting} = '{value}'")
         connection = await aiormq.connect(patient(queues))

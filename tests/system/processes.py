@@ -3,7 +3,6 @@
 import json
 import signal
 import ssl
-import subprocess
 import sys
 import time
 import urllib.error
@@ -13,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from tests.system.spawning import ROOT, base_environment, end, free_port, spawn, wait_until
+from tests.system.nursery import Nursery
+from tests.system.spawning import ROOT, Started, base_environment, end, free_port, spawn, wait_until
 
 Module = Literal["service_a", "service_b", "service_b.results", "configurator"]
 
@@ -27,7 +27,7 @@ class Process:
     """One of the four: `python -m <module>` with the given variables, on a free loopback port unless one is given.
 
     The log file is `<logs>/<name>.log`; a process that is started again appends to it. `folder`: where its code is.
-    `client`: how it is asked where it speaks TLS.
+    `client`: how it is asked where it speaks TLS. `nursery`: what forks it, instead of a new Python.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Process:
         name: str | None = None,
         folder: Path = ROOT,
         client: ssl.SSLContext | None = None,
+        nursery: Nursery | None = None,
     ) -> None:
         serves = "APP" if module in ("service_a", "service_b") else "HEALTH"
         self.module = module
@@ -47,7 +48,8 @@ class Process:
         self.log_file = logs / f"{self.name}.log"
         self.environment = {f"{serves}_HOST": "127.0.0.1", "LOG_FORMAT": "json"} | dict(environment or {})
         self.port = int(self.environment.setdefault(f"{serves}_PORT", str(free_port())))
-        self._process: subprocess.Popen[bytes] | None = None
+        self._nursery = nursery
+        self._process: Started | None = None
         # No proxy of the developer's may stand between us and our own machine.
         own = [urllib.request.HTTPSHandler(context=client)] if client else []
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *own)
@@ -69,9 +71,12 @@ class Process:
 
     def start(self, *, wait: bool = True, timeout: float = 90, descriptors: int | None = None) -> None:
         """Start it; with `wait`, until it says that it is ready (up to `timeout` seconds)."""
-        command = [sys.executable, "-m", self.module]
         environment = base_environment() | self.environment
-        self._process = spawn(command, environment, self.log_file, folder=self.folder, descriptors=descriptors)
+        if self._nursery:
+            self._process = self._nursery.fork([self.module], environment, self.log_file, descriptors=descriptors)
+        else:
+            command = [sys.executable, "-m", self.module]
+            self._process = spawn(command, environment, self.log_file, folder=self.folder, descriptors=descriptors)
         if wait:
             self.wait_until_ready(timeout)
 
@@ -152,7 +157,7 @@ class Process:
     ) -> None:
         self.close()
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Started:
         if self._process is None:
             raise RuntimeError(f"{self.name} was not started")
         return self._process

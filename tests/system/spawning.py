@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / ".local"
@@ -31,6 +33,24 @@ PORTS = range(16000, 32000)
 BLOCK = 50
 
 
+class Started(Protocol):
+    """What is used of a `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 def spawn(
     arguments: Sequence[str | Path],
     environment: Mapping[str, str],
@@ -40,6 +60,7 @@ def spawn(
     death_signal: signal.Signals = signal.SIGKILL,
     user: int | None = None,
     descriptors: int | None = None,
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own, so that Ctrl-C reaches only us; it gets `death_signal` if we die.
 
@@ -47,11 +68,6 @@ def spawn(
 
     What it writes, its log too, is for its user alone: it may hold other people's passwords.
     """
-
-    def tie_to_parent() -> None:
-        _libc.prctl(PR_SET_PDEATHSIG, int(death_signal))
-        if descriptors:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
     make_private(log_file.parent)
     log_file.touch(0o600)
@@ -61,16 +77,23 @@ def spawn(
             [str(argument) for argument in arguments],
             env=dict(environment),
             cwd=folder,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=log,
             stderr=log,
             start_new_session=True,
             umask=PRIVATE,
-            preexec_fn=tie_to_parent,
+            preexec_fn=partial(tie_to_parent, death_signal, descriptors),
             user=user,
             group=user,
             extra_groups=None if user is None else [],
         ).result()
+
+
+def tie_to_parent(death_signal: signal.Signals = signal.SIGKILL, descriptors: int | None = None) -> None:
+    """Let this process get a signal if the thread that has forked it ends, and have no more descriptors than these."""
+    _libc.prctl(PR_SET_PDEATHSIG, int(death_signal))
+    if descriptors:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
 
 def make_private(folder: Path) -> None:
@@ -130,9 +153,7 @@ def is_port_free(port: int) -> bool:
         return True
 
 
-def wait_until(
-    condition: Callable[[], bool], what: str, *, timeout: float, process: subprocess.Popen[bytes], log_file: Path
-) -> None:
+def wait_until(condition: Callable[[], bool], what: str, *, timeout: float, process: Started, log_file: Path) -> None:
     """Poll until the condition holds; if the process ends before or `timeout` seconds pass, raise with its last log."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -143,7 +164,7 @@ def wait_until(
         time.sleep(0.02)
 
 
-def end(process: subprocess.Popen[bytes], signal_number: signal.Signals, *, timeout: float) -> int:
+def end(process: Started, signal_number: signal.Signals, *, timeout: float) -> int:
     """Ask a process to end and wait for its exit code; kill it after the time-out (seconds)."""
     with suppress(ProcessLookupError):
         process.send_signal(signal_number)
