@@ -84,6 +84,11 @@ async def count_ready(channel: AbstractChannel, queue: str) -> int:
     return (await channel.queue_declare(queue, passive=True)).message_count or 0
 
 
+async def holds(channel: AbstractChannel, queue: str, count: int) -> bool:
+    """Whether so many messages wait in a queue that no reader has taken."""
+    return await count_ready(channel, queue) == count
+
+
 async def send(channel: AbstractChannel, settings: BrokerSettings, bodies: Iterable[bytes]) -> None:
     """Put bodies into the queue `configured`, as a configurator does."""
     for body in bodies:

@@ -3,105 +3,25 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import aiormq
 import asyncpg
-import pytest
 
 from messaging.messages import ConfigureTask, Message, Outcome, OutcomeKind
 from messaging.settings import BrokerSettings
 from messaging.topology import dead_letter_queue
-from tests.conftest import eventually, own_queues
-from tests.e2e.conftest import (
-    BODY,
-    PATH,
-    Errors,
-    Fleet,
-    Scenario,
-    Stage,
-    held,
-    in_thread,
-    open_fleet,
-    raise_error,
-    serials,
-)
+from tests.conftest import eventually
+from tests.e2e.conftest import BODY, PATH, Fleet, held, in_thread, open_fleet, serials
 from tests.fake_a import FakeA
-from tests.queues import patient
+from tests.queues import holds
 from tests.system.postgres import PostgreSQL
 from tests.system.processes import Process
-from tests.system.rabbitmq import RabbitMQ
 
 LONG = {"SERVICE_A_GRACE_SECONDS": "300"}
 """Calls that wait for the test must not run into their time limit."""
-
-
-@pytest.fixture
-async def breakable(
-    tmp_path: Path, rabbitmq: RabbitMQ, database_url: str, service_url: str, fake_a: FakeA
-) -> AsyncIterator[Fleet]:
-    """A fleet on a broker that may be broken."""
-    environment = LONG | {"DATABASE_URL": service_url}
-    async with (
-        own_queues(rabbitmq.url) as queues,
-        open_fleet(tmp_path / "logs", queues, database_url, fake_a, users=True, **environment) as made,
-    ):
-        yield made
-
-
-async def holds(channel: aiormq.abc.AbstractChannel, queue: str, count: int) -> bool:
-    """Whether so many messages wait in a queue that no reader has taken."""
-    return (await channel.queue_declare(queue, passive=True)).message_count == count
-
-
-async def test_posts_are_answered_while_the_broker_is_down_and_finish_when_it_is_back(
-    breakable: Fleet, rabbitmq: RabbitMQ
-) -> None:
-    web, *_ = await breakable.start("service_b", "service_b.results", "configurator")
-    await in_thread(rabbitmq.stop)
-    try:
-        paths = await breakable.submit(web, serials(1000))
-        assert len(set(paths)) == 1000
-        assert await breakable.code(web, paths[0]) == 204
-        assert await in_thread(web.is_ready)
-    finally:
-        await in_thread(rabbitmq.start)
-    assert await breakable.final_codes(web, paths) == [200] * 1000
-    assert len(breakable.fake_a.ledger) == 1000
-
-
-@pytest.mark.parametrize("end", [RabbitMQ.stop, RabbitMQ.kill], ids=["restarted", "killed"])
-async def test_calls_in_flight_survive_the_broker_and_none_is_made_twice(
-    breakable: Fleet, rabbitmq: RabbitMQ, end: Callable[[RabbitMQ], None]
-) -> None:
-    """Half of the calls end while the broker is away, the others after their tasks have been delivered once more."""
-    away, back = asyncio.Event(), asyncio.Event()
-    fake = breakable.fake_a
-    fake.default = held(back)
-    for serial in serials(250, "EARLY"):
-        fake.script[serial].append(held(away))
-    web, _, configurator = await breakable.start("service_b", "service_b.results", "configurator")
-    paths = await breakable.submit(web, [*serials(250, "EARLY"), *serials(250, "LATER")])
-    await breakable.calls(500)
-    for queue in (breakable.queues.to_configure_queue, breakable.queues.configured_queue):
-        await eventually(partial(rabbitmq.has_written, queue))
-    await in_thread(end, rabbitmq)
-    try:
-        away.set()
-        await eventually(lambda: sum(work.ended is not None for work in fake.ledger) == 250)
-    finally:
-        await in_thread(rabbitmq.start)
-
-    async def refused() -> bool:
-        return (await breakable.metric(configurator, "leases_asked_total", answer="refused") or 0) >= 250
-
-    await eventually(refused)
-    back.set()
-    assert await breakable.final_codes(web, paths) == [200] * 500
-    assert len(fake.ledger) == 500
 
 
 async def test_one_devices_tasks_go_one_by_one_in_order_and_hold_nobody_up(fleet: Fleet) -> None:
@@ -247,68 +167,3 @@ async def test_a_service_a_that_is_down_for_a_while_fails_nothing(fleet: Fleet) 
     assert fake.overlapping() == []
     assert {len(fake.calls(serial)) for serial in serials(50, "BEGUN")} <= {1, 2}
     assert {len(fake.calls(serial)) for serial in (*serials(50, "REFUSED"), *serials(50, "WAITING"))} == {1}
-
-
-async def kill_a_configurator(fleet: Fleet) -> None:
-    """Its devices are left alone until A, which works on, has let go of them."""
-    killed = asyncio.Event()
-    fake = fleet.fake_a
-    fake.delay = 2
-    for serial in serials(200):
-        fake.script[serial].append(held(killed))
-    fleet.environment["SERVICE_A_GRACE_SECONDS"] = "10"
-    web, _, doomed, _ = await fleet.start(
-        "service_b", "service_b.results", "configurator", "configurator", CONCURRENCY="100"
-    )
-    # Two for each device: neither may begin while A still works on the first for nobody.
-    paths = await fleet.submit(web, serials(200) * 2)
-    await fleet.calls(200)
-    await in_thread(doomed.kill)
-    killed.set()
-    assert await fleet.final_codes(web, paths) == [200] * 400
-    assert fake.overlapping() == []
-    assert len(fake.ledger) == 500, "each of the 100 calls that it had in flight is made once more"
-
-
-async def lose_messages(fleet: Fleet, *, delete: bool) -> None:
-    """What is lost with a queue's messages is found missing and done again."""
-    web, results, configurator = await fleet.start("service_b", "service_b.results", "configurator")
-    connection = await aiormq.connect(patient(fleet.queues))
-    channel = await connection.channel()
-    # Whoever reads a queue is away, so that there is something to lose; no call begins without the results process.
-    ending = asyncio.Event()
-    fleet.fake_a.default = held(ending)
-    paths = await fleet.submit(web, serials(30, "OUTCOME"))
-    await fleet.calls(30)
-    readers = {fleet.queues.configured_queue: results, fleet.queues.to_configure_queue: configurator}
-    await in_thread(results.terminate)
-    ending.set()
-    await eventually(partial(holds, channel, fleet.queues.configured_queue, 30), every=0.1)
-    await in_thread(configurator.terminate)
-    paths += await fleet.submit(web, serials(30, "TASK"))
-    await eventually(partial(holds, channel, fleet.queues.to_configure_queue, 30), every=0.1)
-    for queue in readers:
-        await (channel.queue_delete(queue) if delete else channel.queue_purge(queue))
-    await connection.close()
-    await asyncio.gather(*(in_thread(reader.start) for reader in readers.values()))
-    assert await fleet.final_codes(web, paths) == [200] * 60
-    assert fleet.fake_a.overlapping() == []
-    assert len(fleet.fake_a.ledger) == 90, "only the calls whose outcomes were lost are made again"
-
-
-HEALING: dict[str, Scenario] = {
-    "a killed configurator": kill_a_configurator,
-    "purged queues": partial(lose_messages, delete=False),
-    "deleted queues": partial(lose_messages, delete=True),
-}
-
-
-@pytest.fixture(scope="module")
-def healed(stage: Stage) -> Errors:
-    """The faults that heal when limits have passed."""
-    return stage.play(HEALING, at_once=len(HEALING), heartbeat=1)
-
-
-@pytest.mark.parametrize("fault", HEALING)
-def test_heals(healed: Errors, fault: str) -> None:
-    raise_error(healed, fault)
