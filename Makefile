@@ -4,11 +4,9 @@ SHELL := /bin/sh
 python := .venv/bin/python
 bootstrap := tests/system/bootstrap.sh
 locks := requirements.txt tests/system/requirements.txt tests/requirements.txt .ci/audit/requirements.txt
-# Three tests at a time, on servers of each worker's own: they wait more than they work. A file's tests stay together, and
+# Four tests at a time, on servers of each worker's own: they wait more than they work. A file's tests stay together, and
 # files come in the order of their names. After a worker that has died there is no other, so that a test that hangs ends the run.
-workers := -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
-# What goes every task's way from end to end: once more with TLS, tokens and sealing on.
-guarded := $(addprefix tests/e2e/,test_system.py test_acts.py test_bulk.py test_resubmission.py)
+workers := -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 export COVERAGE_FILE := $(CURDIR)/.local/coverage/data
 # The libraries are compiled once, not by each of two hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,15 +20,15 @@ demo: system-venv rabbitmq ## Show the whole system at work, from nothing: a sam
 	@$(python) -m tests.system demo
 
 .PHONY: test
-test: lint rabbitmq ## Run lint, types and every test on real servers, with coverage
+test: lint rabbitmq ## Run lint, types and every test on real servers, then the end-to-end tests with everything on
 	$(python) -m coverage erase
 	$(python) -m coverage run -m pytest $(workers) $(PYTEST_ARGS)
-	$(if $(PYTEST_ARGS),,GUARDED=1 $(python) -m pytest $(workers) $(guarded))
+	$(if $(PYTEST_ARGS),,GUARDED=1 $(python) -m pytest $(workers) tests/e2e)
 	$(python) -m coverage combine --quiet
 	$(python) -m coverage report
 
 .PHONY: test-guarded
-test-guarded: test-venv rabbitmq ## Run all end-to-end tests once more, with TLS, tokens and sealing on
+test-guarded: test-venv rabbitmq ## Run that second pass alone: TLS on every link, tokens, sealing
 	GUARDED=1 $(python) -m pytest $(workers) tests/e2e $(PYTEST_ARGS)
 
 .PHONY: chaos
