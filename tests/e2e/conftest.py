@@ -240,6 +240,11 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
         yield node
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest, so that it is not alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_recovery.py")
+
+
 Scenario = Callable[[Fleet], Awaitable[None]]
 Errors = Mapping[str, BaseException | None]
 
