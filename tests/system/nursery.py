@@ -101,6 +101,12 @@ class Nursery:
         os.close(tells)
         return Child(arguments, told)
 
+    def close(self) -> None:
+        """End the nursery, and with it what it has started."""
+        if self._process and self._requests:
+            self._requests.close()
+            self._process.wait()
+
     def _start(self, log_file: Path) -> socket.socket:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
@@ -131,24 +137,26 @@ def nurse() -> list[str]:
             if not (pid := os.fork()):
                 selector.close()
                 requests.close()
-                become(log, environment, limit)
+                become(log, tells, environment, limit)
                 return list(arguments)
             os.close(log)
-            os.write(tells, NUMBER.pack(pid))
             selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, tells))
 
 
-def become(log: int, environment: Mapping[str, str], descriptors: int | None) -> None:
+def become(log: int, tells: int, environment: Mapping[str, str], descriptors: int | None) -> None:
     """Be as a process that `spawn` has started."""
+    most = os.sysconf("SC_OPEN_MAX")
     os.setsid()
     os.umask(PRIVATE)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     for standard in (1, 2):
         os.dup2(log, standard)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
     os.environ.update(environment)
     tie_to_parent(descriptors=descriptors)
+    # Only now: whoever knows of it may signal it.
+    os.write(tells, NUMBER.pack(os.getpid()))
+    os.closerange(3, most)
 
 
 if __name__ == "__main__":
