@@ -294,7 +294,7 @@ CREATE TABLE public.task (
     CONSTRAINT task_begun_is_overdue_once CHECK (((begun_at IS NULL) = (overdue_at IS NULL))),
     CONSTRAINT task_chances CHECK (((chances IS NULL) OR ((chances >= 0) AND (due_at IS NOT NULL)))),
     CONSTRAINT task_due_is_active CHECK (((due_at IS NULL) OR active)),
-    CONSTRAINT task_equipment_id CHECK ((equipment_id ~ '^[a-zA-Z0-9]{6,128}$'::text)),
+    CONSTRAINT task_equipment_id CHECK ((((length(equipment_id) >= 6) AND (length(equipment_id) <= 128)) AND (equipment_id !~ '[^a-zA-Z0-9]'::text))),
     CONSTRAINT task_external_id CHECK (((length(external_id) >= 1) AND (length(external_id) <= 128))),
     CONSTRAINT task_keep_parameters CHECK ((keep_parameters = ANY (ARRAY['failed'::text, 'all'::text, 'none'::text]))),
     CONSTRAINT task_lease CHECK (((lease IS NULL) OR (attempt > 0))),
@@ -632,4 +632,5 @@ INSERT INTO public.schema_migrations (version) VALUES
     ('20261125130000'),
     ('20261126100000'),
     ('20261126120000'),
-    ('20261126121000');
+    ('20261126121000'),
+    ('20261126130000');

@@ -5,7 +5,7 @@ import asyncpg
 from service_b.database import STORAGE_ERRORS, Queries, describe
 
 PROBE = "SELECT task.history, 'finished_failures'::regclass FROM task, task_begun WHERE false"
-"""Names something of the newest migration: before that nothing works."""
+"""Names something of the newest migration that the statements need: before that nothing works."""
 
 
 async def unready(connection: Queries) -> str | None:

@@ -144,11 +144,14 @@ async def test_each_migration_goes_up_down_and_up_again(empty_url: str) -> None:
     await connection.close()
 
 
-async def test_dbmate_rolls_back_the_newest_migration(empty_url: str) -> None:
+async def test_dbmate_rolls_back_the_newest_migrations(empty_url: str) -> None:
     migrate(empty_url)
     connection = await asyncpg.connect(empty_url)
     dbmate(empty_url, "down")
     assert "Pending: 1" in dbmate(empty_url, "status")
+    assert await readiness.unready(connection) is None, "the newest one only makes a check cheaper"
+    dbmate(empty_url, "down")
+    assert "Pending: 2" in dbmate(empty_url, "status")
     assert await readiness.unready(connection) == "database: not migrated"
     migrate(empty_url)
     assert "Pending: 0" in dbmate(empty_url, "status")
