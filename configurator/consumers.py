@@ -23,9 +23,10 @@ from runtime.background import vital
 
 log = structlog.stdlib.get_logger(__name__)
 
-AT_THE_DOOR = 200
-"""How many calls may be about to begin, from asking for their leases to writing their requests. More of them would only
-make each other late, and what has not asked can be given back."""
+AT_THE_DOOR = 400
+"""How many calls may be about to begin, from asking for their leases to writing their requests: twice as many as ask
+together, so that some ask while others write. More of them would only make each other late, and what has not asked can
+be given back."""
 
 
 class Consumers:
