@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 
 import aiohttp
@@ -37,7 +38,8 @@ async def read(response: aiohttp.ClientResponse) -> bytes:
         if len(body) > MAX_ANSWER_BYTES:
             response.close()
             return b""
-    return decompress(bytes(body), ",".join(response.headers.getall("Content-Encoding", ())))
+    codings = response.headers.getall("Content-Encoding", ())
+    return decompress(bytes(body), ",".join(codings)) if codings else bytes(body)
 
 
 def decompress(body: bytes, codings: str) -> bytes:
@@ -77,28 +79,37 @@ def classify(status: int, body: bytes, parameters: str) -> tuple[OutcomeKind, st
     """
     if status in (429, 503):
         return OutcomeKind.UNAVAILABLE, f"service A answered {status}"
-    try:
-        answer: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict) or type(answer.get("code")) is not int or answer["code"] != status:
+    said = _message(status, body)
+    if said is None:
         return OutcomeKind.UNKNOWN, f"not an answer of service A: HTTP {status}"
-    message = answer.get("message")
-    said = message if isinstance(message, str) else ""
     if said not in QUOTING_NOTHING:
-        said = redact(said, parameters, MAX_REASON)
-    said = said.encode(errors="replace").decode().replace("\x00", "\ufffd")
+        said = redact(said, parameters, MAX_REASON).encode(errors="replace").decode().replace("\x00", "\ufffd")
     return ANSWERS.get(status, OutcomeKind.UNKNOWN), f"{status} {said}"
 
 
-def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+@lru_cache(maxsize=8)  # Nearly all answers are the same few.
+def _message(status: int, body: bytes) -> str | None:
+    """Return what A says; None if it is not A that says it."""
+    try:
+        answer: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(answer, dict) or type(answer.get("code")) is not int or answer["code"] != status:
+        return None
+    message = answer.get("message")
+    return message if isinstance(message, str) else ""
+
+
+def parse_retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
     """Read `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3); None without a usable one."""
-    value = headers.get("Retry-After", "").strip()
+    if "Retry-After" not in headers:
+        return None
+    value = headers["Retry-After"].strip()
     if value.isascii() and value.isdigit() and len(value) < 9:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - (now or datetime.now(UTC))).total_seconds()
     except (ValueError, OverflowError):
         return None
     return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)

@@ -9,6 +9,7 @@ import ssl
 import struct
 import sys
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -19,6 +20,8 @@ RESET = struct.pack("ii", 1, 0)
 """SO_LINGER of a connection that ends with a reset: the kernel forgets what it would send again (socket(7))."""
 CLOSE = struct.pack("ii", 0, 0)
 """SO_LINGER of one that ends as usual."""
+_sockets: WeakValueDictionary[int, socket.socket] = WeakValueDictionary()
+"""Those of the open connections, by their descriptors: uvloop's own stand-in makes a new one for each option set."""
 REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 """Of which TLS alerts (RFC 8446, 6.2) the names speak when a server does not take a client."""
 
@@ -31,6 +34,7 @@ def open_socket(address: aiohttp.AddrInfoType, reach_seconds: float) -> socket.s
     """
     family, kind, protocol, *_ = address
     opened = socket.socket(family, kind, protocol)
+    _sockets[opened.fileno()] = opened
     if sys.platform == "linux":
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(reach_seconds * 1000))
     return opened
@@ -93,7 +97,8 @@ class Request(aiohttp.ClientRequest):
 
 def _set_linger(transport: asyncio.Transport | None, linger: bytes) -> None:
     if transport:  # Until aiohttp has heard that it is lost, so that the descriptor is still this one.
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        descriptor = transport.get_extra_info("socket").fileno()
+        _sockets[descriptor].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
 def tls_fault(error: BaseException) -> str | None:

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from uuid import UUID, uuid4
+from uuid import UUID
+
+from uuid_utils.compat import uuid4
 
 from messaging.deliveries import Delivery
 from messaging.messages import ConfigureTask, Outcome, OutcomeKind

@@ -42,6 +42,7 @@ class Answer(StrEnum):
     """No results process answers; it may have been granted."""
 
 
+LEASES = {answer: metrics.LEASES.labels(answer.value) for answer in Answer}
 ANSWERS = {True: Answer.GRANTED, False: Answer.REFUSED, None: Answer.UNDECIDED}
 
 
@@ -98,7 +99,7 @@ class Leases:
         a grant whose answer was lost, it is granted again.
         """
         answer = await self._batcher.submit(job)
-        metrics.LEASES.labels(answer.value).inc()
+        LEASES[answer].inc()
         if answer is Answer.UNDECIDED:
             await _pause()
         elif answer is not Answer.UNANSWERED:

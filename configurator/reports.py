@@ -38,7 +38,7 @@ class Reports:
         """Publish the outcome until the broker has it safe, and only then acknowledge."""
         while await self._batcher.submit((job, outcome)) is not Publication.CONFIRMED:
             await asyncio.sleep(REPUBLISH_SECONDS)
-        metrics.OUTCOMES.labels(outcome.kind.value).inc()
+        metrics.OUTCOMES_OF[outcome.kind].inc()
 
     async def _publish(self, reports: Sequence[tuple[Job, Outcome]]) -> list[Publication]:
         channel = await self._session.channel()

@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -48,8 +47,8 @@ class ServiceA:
         self._tls = tls
         self._probe_seconds = probe_seconds
         """Between two attempts to reach an A that could not be reached."""
-        self._path = f"{url}/api/v1/equipment/cpe/"
-        """The URL of a call, without the device's serial."""
+        self._path = f"{self._url.raw_path.rstrip('/')}/api/v1/equipment/cpe/"
+        """The path of a call, without the device's serial."""
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,
@@ -101,7 +100,7 @@ class ServiceA:
         except TooLateError:
             metrics.LATE.inc()
             return job.hand_back("the lease came late, or the process stood still")
-        metrics.CALLS.labels(kind.value).observe(now() - started)
+        metrics.CALL_SECONDS[kind].observe(now() - started)
         self._silence.note(kind)
         # After an unknown end A may work on until the limit; after all others it has let go of the device.
         hold = max(0.0, job.seconds_left) if kind is OutcomeKind.UNKNOWN else 0.0
@@ -115,7 +114,7 @@ class ServiceA:
             raise TooLateError
         try:
             async with self._http.post(
-                URL(self._path + task.equipment_id, encoded=True),
+                self._url.with_path(self._path + task.equipment_id, encoded=True),
                 data=body,
                 headers={
                     "Accept-Encoding": "identity",
@@ -132,7 +131,7 @@ class ServiceA:
             ) as response:
                 said = await read(response)
                 kind, reason = classify(response.status, said, job.parameters)
-                return kind, reason, parse_retry_after(response.headers, datetime.now(UTC))
+                return kind, reason, parse_retry_after(response.headers)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._fault = tls_fault(error)
             self.reachable.clear()
