@@ -19,7 +19,7 @@ from messaging.deliveries import Delivery, acknowledge, give_back
 from messaging.messages import ConfigureTask, DecodeError, Outcome, OutcomeKind
 from messaging.sealing.opener import OpenError
 from messaging.session import Session
-from runtime.background import vital
+from runtime.background import end, vital
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -74,8 +74,7 @@ class Consumers:
                 await self._stopping.wait()
                 await self._unsubscribed.wait()
                 log.info("configurator.draining", calls=len(self._taken))
-            for task in tasks:
-                task.cancel()
+            await end(*tasks)
 
     def stop(self) -> None:
         """Take no more work; `run` returns when that which was taken is done or given back."""

@@ -10,6 +10,9 @@ import structlog
 
 T = TypeVar("T")
 
+AGAIN_SECONDS = 0.5
+"""What was cancelled and goes on is cancelled again after so long; what it cleans up takes less."""
+
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -68,8 +71,21 @@ async def running(loops: Mapping[str, Loop], *, stop_seconds: float) -> AsyncIte
         _, late = await asyncio.wait(tasks, timeout=stop_seconds)
         for task in late:
             log.error("process.gave_up", loop=task.get_name(), after_seconds=stop_seconds)
+        await end(*late)
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until they have ended, whatever they end with.
+
+    Once is not enough. A library may swallow a cancellation: asyncpg does while it closes a connection that `init` has
+    refused (it raises the refusal), `asyncio.wait_for` of Python 3.11 where an answer comes at the same moment. A loop
+    that tries again after an error would go on for ever then.
+    """
+    going_on = {task for task in tasks if not task.done()}
+    while going_on:
+        for task in going_on:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, going_on = await asyncio.wait(going_on, timeout=AGAIN_SECONDS)
 
 
 async def vital(work: Coroutine[Any, Any, T]) -> T:
@@ -86,7 +102,7 @@ async def vital(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def until(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """Do some work, but cancel it when told to stop: None then, otherwise its result."""
+    """Do some work, but cancel it (see `end`) when told to stop: None then, otherwise its result."""
     if stopping.is_set():
         work.close()
         return None
@@ -96,6 +112,4 @@ async def until(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | No
         await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
     finally:
-        working.cancel()
-        stopped.cancel()
-        await asyncio.gather(working, stopped, return_exceptions=True)
+        await end(working, stopped)

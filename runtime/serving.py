@@ -41,17 +41,18 @@ def serve(
     limits = Limits(connections=most_connections(max_connections), keepalive_seconds=keepalive_seconds)
 
     async def run() -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
+        task, stopping = cast("asyncio.Task[None]", asyncio.current_task()), asyncio.Event()
 
         def stop() -> None:
-            if not task.cancelling():  # To ask twice changes nothing.
-                task.cancel()
+            if not stopping.is_set():  # To ask twice changes nothing.
+                stopping.set()
+                task.cancel()  # It may be starting. What it waits for may swallow this: `stopping` is looked at then.
 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop)
         with suppress(asyncio.CancelledError):
             async with listening(app, address, limits, watchers):
-                await asyncio.Event().wait()
+                await stopping.wait()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

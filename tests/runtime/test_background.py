@@ -3,10 +3,12 @@
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 from structlog.testing import capture_logs
 
+from runtime import background
 from runtime.background import Endless, running, until, vital
 from tests.conftest import DEADLINE_SECONDS, eventually
 
@@ -112,6 +114,25 @@ async def test_what_is_endless_is_cut_off(signals: list[int]) -> None:
         async with running({"work": Endless(work)}, stop_seconds=DEADLINE_SECONDS):
             await begun.wait()
     assert (signals, logs) == ([], [])
+
+
+@pytest.mark.parametrize("stop_seconds", [DEADLINE_SECONDS, 0.01], ids=["endless", "given up"])
+async def test_a_stop_that_a_library_swallows_is_told_again(
+    monkeypatch: pytest.MonkeyPatch, signals: list[int], stop_seconds: float
+) -> None:
+    monkeypatch.setattr(background, "AGAIN_SECONDS", 0.01)
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        with suppress(asyncio.CancelledError):
+            await hang()
+        await hang()
+
+    loop = Endless(work) if stop_seconds == DEADLINE_SECONDS else Work(work)
+    async with asyncio.timeout(DEADLINE_SECONDS / 10), running({"work": loop}, stop_seconds=stop_seconds):
+        await eventually(lambda: begun.is_set() or isinstance(loop, Work))
+    assert signals == []
 
 
 async def test_an_endless_loop_that_ends_cancelled_stops_the_process(signals: list[int]) -> None:

@@ -1,9 +1,12 @@
 """How a process listens: its ports, its limits against clients that never let go, and how it stops."""
 
 import asyncio
+import signal
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import aiohttp
 import pytest
@@ -14,7 +17,7 @@ from runtime.answers import Answer
 from runtime.connections import Limits
 from runtime.health import add_health_routes
 from runtime.listener import Address, ListenError
-from runtime.serving import STOP_SECONDS, listening
+from runtime.serving import STOP_SECONDS, listening, serve
 from tests.clients import Client, ask_raw, requests_at_work, serving
 from tests.conftest import eventually
 from tests.system.processes import Module, Process
@@ -433,3 +436,27 @@ async def test_what_is_in_flight_is_finished_and_nothing_new_taken(connect: Conn
     go_on.set()
     assert (await slow.rest()).endswith(b'"slow"')
     await stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_amid_a_start_is_not_forgotten_though_a_library_swallows_it(number: signal.Signals) -> None:
+    seen: list[str] = []
+
+    def end(serving: asyncio.Task[None]) -> None:
+        seen.append("nobody has stopped it")
+        serving.cancel()
+
+    async def start(app: web.Application) -> AsyncIterator[None]:
+        serving = cast("asyncio.Task[None]", asyncio.current_task())
+        asyncio.get_running_loop().call_later(STOP_SECONDS, end, serving)
+        signal.raise_signal(number)
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        seen.append("started")
+        yield
+        seen.append("stopped")
+
+    app = make_app()
+    app.cleanup_ctx.append(start)
+    serve(app, Address("127.0.0.1", 0, "APP_PORT"))
+    assert seen == ["started", "stopped"]
