@@ -118,21 +118,11 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
         await submission.close()
         await statuses.close()
         await resources.close()
-        await _close(pool)
 
 
 async def _answer_waiting(app: web.Application) -> None:
     """Answer those who wait for the end of a task: the process stops, and another one can tell them more."""
     app[parts.WAITS].stop()
-
-
-async def _close(pool: asyncpg.Pool) -> None:
-    """Wait for what is under way, but not for a database that does not answer."""
-    try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await pool.close()
-    except TimeoutError:
-        pool.terminate()
 
 
 async def _background(app: web.Application, tls: Reloading | None) -> AsyncIterator[None]:

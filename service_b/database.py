@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -28,6 +29,8 @@ Queries: TypeAlias = Connection | asyncpg.Pool
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 COMMAND_TIMEOUT_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
+"""For the database's farewell. Nothing is under way then that anybody waits for."""
 
 REFUSED_ROW = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 """The database does not accept a value, whoever sends it and however often."""
@@ -106,7 +109,7 @@ def describe(error: BaseException) -> str:
 
 
 class Pool(asyncpg.Pool):
-    """A pool that takes a connection back without its user waiting for that.
+    """A pool that takes a connection back without its user waiting for that, and closes in no time.
 
     Giving back awaits the pool several times; on a busy loop each await resumes only after hundreds of other requests,
     and the caller already has its rows.
@@ -116,6 +119,12 @@ class Pool(asyncpg.Pool):
         """Begin to take a connection back; one that cannot be reset is closed, and another one opened when needed."""
         releasing = asyncio.create_task(super().release(connection, timeout=timeout))
         releasing.add_done_callback(_log_failure)
+
+    async def close(self) -> None:  # type: ignore[explicit-override]
+        """Close all connections, without a farewell where the database does not answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await super().close()  # It terminates what is left when it is cancelled.
 
 
 def _log_failure(releasing: asyncio.Task[None]) -> None:
@@ -133,7 +142,7 @@ def create_pool(settings: DatabaseSettings) -> Pool:
 
     async def check(connection: Any) -> None:
         try:
-            await check_session(connection, expected)
+            await _check(connection, expected)
         except UnfitDatabaseError as error:
             if str(error) not in told:  # It is tried again and again.
                 told.add(str(error))
@@ -157,9 +166,17 @@ def create_pool(settings: DatabaseSettings) -> Pool:
 async def connect(settings: DatabaseSettings) -> asyncpg.Connection:
     """Open one connection of its own, for a listener or a lock that lives as long as the connection."""
     connection: asyncpg.Connection = await asyncpg.connect(**_arguments(settings))
+    await _check(connection, _session(settings))
+    return connection
+
+
+async def _check(connection: Any, expected: Mapping[str, str]) -> None:
+    """Check a new connection, and end it at once where it is not fit or the check is cut off.
+
+    The pool would close it as well, but wait for the database meanwhile, and then forget that it was cancelled.
+    """
     try:
-        await check_session(connection, _session(settings))
+        await check_session(connection, expected)
     except BaseException:
         connection.terminate()
         raise
-    return connection

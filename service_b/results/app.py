@@ -66,4 +66,3 @@ async def _recorder(app: web.Application, *, pause_seconds: float, stop_seconds:
         async with running(loops, stop_seconds=stop_seconds):
             yield
         await leases.close()
-        pool.terminate()

@@ -3,7 +3,7 @@
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,11 +13,13 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 from yarl import URL
 
+import service_b.database
 from runtime.settings import read_settings
 from service_b.database import DatabaseSettings, connect, create_pool, describe
 from service_b.database_session import SESSION, UnfitDatabaseError
 from service_b.tasks import claims, readiness
 from tests.conftest import eventually
+from tests.proxy import Proxy
 from tests.system.migrate import migrate
 from tests.system.processes import Module, Process
 from tests.system.spawning import free_port
@@ -309,3 +311,31 @@ async def test_one_that_passes_them_on_is_not_noticed(database_url: str, monkeyp
         create_pool(settings_of(pooler.url, sslmode="disable")) as pool,
     ):
         assert await pool.fetchval("SHOW jit") == "off"
+
+
+async def test_a_connection_that_is_refused_swallows_no_cancellation(
+    database: DatabaseSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        working.cancel()  # As by a stop that comes while the refused connection is being closed.
+        raise UnfitDatabaseError
+
+    async def work() -> None:
+        with suppress(UnfitDatabaseError):
+            await pool.execute("SELECT 1")
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(service_b.database, "check_session", refuse)
+    async with create_pool(database) as pool:
+        working = asyncio.create_task(work())
+        await asyncio.wait({working})
+    assert working.cancelled()
+
+
+async def test_a_pool_closes_though_its_database_answers_no_more(service_url: str) -> None:
+    url = URL(service_url)
+    async with Proxy("127.0.0.1", url.port or 0) as proxy:
+        async with create_pool(settings_of(url.with_port(proxy.url_port))) as pool:
+            assert await readiness.unready(pool) is None
+            proxy.blackhole(True)
+        proxy.blackhole(False)
