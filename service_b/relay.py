@@ -98,21 +98,20 @@ class Relay:
                     await self._relay(channel)
                 except STORAGE_ERRORS as error:
                     log.warning("relay.storage_unavailable", error=repr(error), retry_in=PAUSE_SECONDS)
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    await until(self._stopping, asyncio.sleep(PAUSE_SECONDS))
                 except Exception:
                     log.exception("relay.bug", retry_in=PAUSE_SECONDS)
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    await until(self._stopping, asyncio.sleep(PAUSE_SECONDS))
 
     def stop(self) -> None:
         """Claim nothing more; `run` returns when what is claimed has been published."""
         self._stopping.set()
-        self._wake.set()
 
     async def _relay(self, channel: Channel) -> None:
+        """Look, claim, publish, rest. A stop cuts off all but what is between a claim and its publish."""
         self._wake.clear()
-        await channel.unblocked()
-        room = await self._look(channel)
-        if channel.lost.done():
+        room = await until(self._stopping, self._look(channel))
+        if room is None or channel.lost.done():
             return
         # Not all of a large room at once: others look and claim at the same time.
         if (limit := min(room, BATCH)) > 0:
@@ -129,6 +128,9 @@ class Relay:
             and (dispatches := await self._claim(room + EXTRA, only_single=True))
         ):
             await self._dispatch(channel, dispatches)
+        await until(self._stopping, self._rest(room))
+
+    async def _rest(self, room: int) -> None:
         if self._more:
             await asyncio.sleep(0 if room >= BATCH else PAUSE_SECONDS if self._sparing else LOOK_SECONDS)
             return
@@ -149,7 +151,8 @@ class Relay:
         return dispatches
 
     async def _look(self, channel: Channel) -> int:
-        """Tell for how many tasks there is room."""
+        """Tell for how many tasks there is room, as soon as the broker takes any."""
+        await channel.unblocked()
         ready = None
         if clock.now() >= self._ask_at:
             ready = await channel.ready_messages(self._settings.to_configure_queue)

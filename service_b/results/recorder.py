@@ -151,7 +151,7 @@ class Recorder:
             if self._stopping.is_set():
                 channel.lose("stopped while outcomes cannot be written down")
                 return None
-            await asyncio.sleep(self._pause_seconds)
+            await until(self._stopping, asyncio.sleep(self._pause_seconds))
         return None
 
     async def _apply(self, channel: Channel, ends: Sequence[End]) -> set[Key]:

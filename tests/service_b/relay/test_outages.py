@@ -10,13 +10,15 @@ import pytest
 from aiormq.abc import AbstractChannel
 from pydantic import SecretStr
 from structlog.testing import capture_logs
+from yarl import URL
 
 from messaging.settings import BrokerSettings
 from service_b.database import DatabaseSettings, create_pool
 from service_b.tasks.clock import Clock
 from tests.conftest import eventually
+from tests.proxy import Proxy
 from tests.queues import is_blocked, metric
-from tests.service_b.relay.relays import DEVICES, Watch, are, attempts, begin_calls, channel_to, holds, relaying
+from tests.service_b.relay.relays import DEVICES, NEVER, Watch, are, attempts, begin_calls, channel_to, holds, relaying
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
 from tests.tasks import accept, row, states, step_clock
@@ -41,6 +43,23 @@ async def test_a_database_that_is_away_for_a_while_is_waited_for(
         [id_] = await accept(pool, "DEVICE1")
         await eventually(lambda: holds(amqp, broker, 1))
         assert await attempts(amqp, broker) == [(id_, 1)]
+
+
+async def test_a_stop_does_not_wait_for_a_database_that_answers_no_more(
+    service_url: str, watch: Watch, broker: BrokerSettings
+) -> None:
+    url = URL(service_url)
+    async with Proxy("127.0.0.1", url.port or 0) as proxy:
+        database = DatabaseSettings(database_url=SecretStr(str(url.with_port(proxy.url_port))))
+        async with create_pool(database) as pool:
+            with capture_logs() as logs:
+                async with relaying(broker, pool, poll_seconds=NEVER) as running:
+                    await eventually(lambda: watch.idle)
+                    proxy.blackhole(True)
+                    running.wake.set()
+                    await eventually(lambda: pool.get_idle_size() < pool.get_size())
+            proxy.blackhole(False)
+    assert not [entry for entry in logs if entry["event"] == "relay.storage_unavailable"], "it looked no further"
 
 
 async def test_with_the_broker_down_nothing_is_claimed_and_all_is_relayed_when_it_is_back(
