@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 from yarl import URL
 
+from messaging.definitions import Rights, definitions
 from messaging.frames import Letter
 from messaging.session import Session
 from messaging.settings import BrokerSettings
@@ -16,19 +17,23 @@ from tests.conftest import DEADLINE_SECONDS, eventually
 from tests.system.rabbitmq import RabbitMQ
 
 PASSWORD = "hunter2-Secret"
+NO_CONNECTION = {"max-connections": 0}
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """A broker with a user that may do nothing, and a virtual host that lets nobody in."""
-    with RabbitMQ(tmp_path_factory.mktemp("node")) as started:
-        started.ctl("add_user", "stranger", PASSWORD)
-        started.ctl("add_user", "single", PASSWORD)
-        started.ctl("set_permissions", "single", "", "", "")
-        started.ctl("set_user_limits", "single", '{"max-connections": 0}')
-        started.ctl("add_vhost", "full")
-        started.ctl("set_permissions", "-p", "full", "guest", ".*", ".*", ".*")
-        started.ctl("set_vhost_limits", "-p", "full", '{"max-connections": 0}')
+    told = definitions(BrokerSettings(), {"guest": "guest", "stranger": PASSWORD, "single": PASSWORD})
+    everything, nothing = dict.fromkeys(Rights._fields, ".*"), dict.fromkeys(Rights._fields, "")
+    told["vhosts"].append({"name": "full"})
+    told["parameters"] = [{"vhost": "full", "component": "vhost-limits", "name": "limits"} | {"value": NO_CONNECTION}]
+    told["permissions"] = [
+        {"user": "guest", "vhost": "/", **everything},
+        {"user": "guest", "vhost": "full", **everything},
+        {"user": "single", "vhost": "/", **nothing},
+    ]
+    next(user for user in told["users"] if user["name"] == "single")["limits"] = NO_CONNECTION
+    with RabbitMQ(tmp_path_factory.mktemp("node"), definitions=told) as started:
         yield started
 
 

@@ -22,7 +22,7 @@ from messaging.session import Session
 from messaging.settings import BrokerSettings
 from messaging.topology import Exchange, Queue, dead_letter_queue, queues
 from tests.conftest import DEADLINE_SECONDS, eventually
-from tests.queues import count_ready, declare, queue_exists
+from tests.queues import as_user, count_ready, declare, names, queue_exists, users_for_tests
 from tests.system.rabbitmq import RabbitMQ
 
 USERS = tuple(rights(BrokerSettings()))
@@ -32,25 +32,14 @@ CONFIRMED, RETURNED = [Publication.CONFIRMED], [Publication.RETURNED]
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """A broker with a user for each of our processes, who may do what the README says and no more."""
-    with RabbitMQ(tmp_path_factory.mktemp("node")) as started:
-        for user in USERS:
-            started.ctl("add_user", user, user)
+    with RabbitMQ(tmp_path_factory.mktemp("node"), definitions=users_for_tests()) as started:
         yield started
 
 
 @pytest.fixture
 async def own(node: RabbitMQ) -> BrokerSettings:
     """Names that nobody else uses; what is made under them stays until the broker ends."""
-    name = uuid4().hex[:12]
-    settings = BrokerSettings(
-        amqp_url=SecretStr(node.url),
-        exchange=f"{name}_exchange",
-        to_configure_queue=f"{name}_to_configure",
-        configured_queue=f"{name}_configured",
-    )
-    for user in USERS:
-        await asyncio.to_thread(node.grant, user, settings)
-    return settings
+    return BrokerSettings.model_validate({"amqp_url": SecretStr(node.url), **names(uuid4().hex[:12])})
 
 
 @pytest.fixture
@@ -63,8 +52,8 @@ async def amqp(node: RabbitMQ) -> AsyncIterator[aiormq.abc.AbstractChannel]:
 
 @asynccontextmanager
 async def _as(user: str, settings: BrokerSettings) -> AsyncIterator[Session]:
-    url = settings.nodes[0].with_user(user).with_password(user)
-    async with Session(BrokerSettings(**settings.model_dump() | {"amqp_url": SecretStr(str(url))}), user) as session:
+    url = as_user(str(settings.nodes[0]), user)
+    async with Session(BrokerSettings(**settings.model_dump() | {"amqp_url": SecretStr(url)}), user) as session:
         yield session
 
 

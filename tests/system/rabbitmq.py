@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from messaging.definitions import rights
-from messaging.settings import BrokerSettings
 from tests.system.certificates import Certificates
 from tests.system.spawning import PORTS, base_environment, end, free_port, make_private, spawn, wait_until
 
@@ -147,10 +145,6 @@ class RabbitMQ:
         if done.returncode:
             raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stderr or done.stdout}")
         return done.stdout
-
-    def grant(self, user: str, settings: BrokerSettings) -> None:
-        """Let a user do what its process (`web`, `results`, `configurator`) needs under these names, and no more."""
-        self.ctl("set_permissions", user, *rights(settings)[user])
 
     def __enter__(self) -> Self:
         try:
