@@ -1,7 +1,6 @@
 """What schemathesis makes of the description, sent to the running service: does each answer stand in it?"""
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from service_b.tokens import token
 from service_b.tokens.file import write_line
 from tests.clients import serving
 from tests.service_b.api.test_routes import settings_for
-from tests.system.spawning import ROOT
+from tests.system.spawning import ROOT, base_environment
 
 CONFIG = Path(__file__).parent / "schemathesis.toml"
 
@@ -31,7 +30,7 @@ async def test_every_answer_is_described(database: DatabaseSettings, tmp_path: P
                 *(sys.executable, "-m", "schemathesis.cli", f"--config-file={CONFIG}", "--no-color", "run", url),
                 f"--header=Authorization:Bearer {text}",
                 cwd=tmp_path,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=base_environment() | {"PYTHONPATH": str(ROOT)},
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
             )
