@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,6 +28,7 @@ from tests.system.certificates import Certificates
 from tests.system.migrate import Roles, dbmate, migrate, prepare
 from tests.system.postgres import PostgreSQL
 from tests.system.rabbitmq import RabbitMQ
+from tests.system.sharing import shared
 
 # Hypothesis searches without a time limit per example: the machine may be busy with other work.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -63,13 +64,20 @@ def broker_certificates() -> Certificates | None:
 
 @pytest.fixture(scope="session")
 def amqp_url(tmp_path_factory: pytest.TempPathFactory, broker_certificates: Certificates | None) -> Iterator[str]:
-    """A broker for the whole run."""
+    """A broker for the whole run, with queues of its own for each test: its start is dear, so all workers share it."""
     if url := os.environ.get("AMQP_URL"):
         yield url
         return
-    folder = tmp_path_factory.mktemp("rabbitmq")
-    with RabbitMQ(folder, definitions=users_for_tests(), tls=broker_certificates) as node:
-        yield node.url
+
+    @contextmanager
+    def make() -> Iterator[str]:
+        folder = tmp_path_factory.mktemp("rabbitmq")
+        with RabbitMQ(folder, definitions=users_for_tests(), tls=broker_certificates) as node:
+            yield node.url
+
+    run = tmp_path_factory.getbasetemp()
+    with shared((run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "broker", make) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -232,10 +240,16 @@ async def fake_results() -> AsyncIterator[FakeResults]:
         yield fake
 
 
-@pytest.fixture
-async def own_rabbitmq(tmp_path: Path) -> AsyncIterator[RabbitMQ]:
-    """A broker that the test may stop, kill and restart."""
-    with RabbitMQ(tmp_path / "rabbitmq") as node:
+@pytest.fixture(scope="session")
+def own_rabbitmq(
+    tmp_path_factory: pytest.TempPathFactory, broker_certificates: Certificates | None
+) -> Iterator[RabbitMQ]:
+    """A broker of the worker's own, which a test may stop, kill, restart and tell things, and leaves as it was.
+
+    It keeps what was declared: each test has queues of its own (`own_queues`).
+    """
+    folder = tmp_path_factory.mktemp("own_rabbitmq")
+    with RabbitMQ(folder, definitions=users_for_tests(), tls=broker_certificates) as node:
         yield node
 
 

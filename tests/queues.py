@@ -1,10 +1,12 @@
 """Looking into the broker's queues, and filling them; who may use those of the tests."""
 
 import asyncio
-import secrets
+import hashlib
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import aiormq
 from aiormq.abc import AbstractChannel, DeliveredMessage
@@ -17,7 +19,11 @@ from messaging.channel import Channel
 from messaging.definitions import definitions, rights
 from messaging.settings import BrokerSettings
 
-PASSWORDS = {user: secrets.token_urlsafe() for user in rights(BrokerSettings.model_construct())} | {"guest": "guest"}
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid4().hex
+"""The same random text in all workers of a run."""
+PASSWORDS = {
+    user: hashlib.sha256(f"{RUN} {user}".encode()).hexdigest() for user in rights(BrokerSettings.model_construct())
+} | {"guest": "guest"}
 
 
 def names(unique: str) -> dict[str, str]:

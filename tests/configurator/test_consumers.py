@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aiormq
 import pytest
@@ -32,7 +33,7 @@ from tests.conftest import eventually
 from tests.fake_a import Behaviour, FakeA, answer, silence
 from tests.fake_results import FakeResults, decide, grant_and_reset, held
 from tests.proxy import Proxy
-from tests.queues import declare, patient
+from tests.queues import declare, names, patient
 from tests.system.processes import Process
 from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
@@ -149,12 +150,9 @@ async def test_calls_outlive_connections_closed_by_the_broker(
 ) -> None:
     gate = asyncio.Event()
     fake_a.default = _held(gate)
-    settings = Settings(
-        amqp_url=SecretStr(own_rabbitmq.url),
-        service_a_url=fake_a.url,
-        results_url=fake_results.url,
-        concurrency=20,
-    )
+    queues = BrokerSettings.model_validate({"amqp_url": own_rabbitmq.url, **names(uuid4().hex[:12])})
+    urls = {"service_a_url": fake_a.url, "results_url": fake_results.url}
+    settings = Settings(**queues.model_dump() | urls, concurrency=20)
     await aiohttp_client(create_app(settings))
     connection = await aiormq.connect(own_rabbitmq.url)
     wire = Wire(await connection.channel(), settings)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,12 +23,11 @@ from messaging.settings import BrokerSettings
 from tests.conftest import eventually, new_database, own_queues
 from tests.fake_a import Behaviour, FakeA, answer
 from tests.guards import of_this_run
-from tests.queues import as_user, declare, patient, users_for_tests
+from tests.queues import as_user, declare, patient
 from tests.system.certificates import Certificates
 from tests.system.migrate import Roles
 from tests.system.nursery import Nursery
 from tests.system.processes import Module, Process
-from tests.system.rabbitmq import RabbitMQ
 from tests.system.spawning import free_port
 
 T = TypeVar("T")
@@ -230,19 +229,6 @@ async def fleet(
     opened = open_fleet(tmp_path / "logs", broker, database_url, fake_a, users=True, DATABASE_URL=service_url)
     async with opened as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """A broker that the module's tests stop, kill and start again; each leaves it running."""
-    folder = tmp_path_factory.mktemp("breakable")
-    with RabbitMQ(folder, definitions=users_for_tests(), tls=GUARDS.certificates) as node:
-        yield node
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest, so that it is not alone at the end."""
-    items.sort(key=lambda item: item.path.name != "test_recovery.py")
 
 
 Scenario = Callable[[Fleet], Awaitable[None]]

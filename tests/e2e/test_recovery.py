@@ -206,10 +206,11 @@ BROKER = "the broker is killed"
 
 
 @pytest.fixture(scope="module")
-def errors(stage: Stage, rabbitmq: RabbitMQ) -> Errors:
+def errors(stage: Stage, own_rabbitmq: RabbitMQ) -> Errors:
     """All scenarios; one breaks its broker, and has its own."""
-    scenarios = {BROKER: partial(kill_the_broker, rabbitmq=rabbitmq)} | SCENARIOS
-    return stage.play(scenarios, at_once=AT_ONCE, heartbeat=HEARTBEAT_SECONDS, amqp_urls={BROKER: rabbitmq.url})
+    scenarios = {BROKER: partial(kill_the_broker, rabbitmq=own_rabbitmq)} | SCENARIOS
+    own = {BROKER: own_rabbitmq.url}
+    return stage.play(scenarios, at_once=AT_ONCE, heartbeat=HEARTBEAT_SECONDS, amqp_urls=own)
 
 
 @pytest.mark.parametrize("fault", [BROKER, *SCENARIOS])

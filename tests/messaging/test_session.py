@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import signal
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -32,24 +32,16 @@ from tests.system.spawning import free_port
 PREFETCH = 500
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """A broker that these tests may block and restart; each leaves it running and accepting."""
-    with RabbitMQ(tmp_path_factory.mktemp("node")) as started:
-        yield started
-
-
 def _at(settings: BrokerSettings, *urls: URL | str, heartbeat: int = 2) -> BrokerSettings:
     """Change where the broker is."""
     nodes = ",".join(str(URL(url).update_query(heartbeat=heartbeat)) for url in urls)
     return BrokerSettings(**settings.model_dump() | {"amqp_url": SecretStr(nodes)})
 
 
-def _own(node: RabbitMQ, name: str) -> BrokerSettings:
+def _own(own_rabbitmq: RabbitMQ, name: str) -> BrokerSettings:
     """Name an exchange and queues on a broker of the test's own."""
-    return _at(
-        BrokerSettings(exchange=name, to_configure_queue=f"{name}_tasks", configured_queue=f"{name}_outcomes"), node.url
-    )
+    settings = BrokerSettings(exchange=name, to_configure_queue=f"{name}_tasks", configured_queue=f"{name}_outcomes")
+    return _at(settings, own_rabbitmq.url)
 
 
 @asynccontextmanager
@@ -657,24 +649,24 @@ async def test_a_silent_network_is_noticed_by_heartbeats_and_left_when_it_speaks
         await eventually(lambda: again)
 
 
-async def test_publishes_pending_when_the_broker_closes_the_connection_are_uncertain(node: RabbitMQ) -> None:
-    settings = _own(node, "closed")
-    async with Session(settings, "test") as session, _memory_alarm(node):
+async def test_publishes_pending_when_the_broker_closes_the_connection_are_uncertain(own_rabbitmq: RabbitMQ) -> None:
+    settings = _own(own_rabbitmq, "closed")
+    async with Session(settings, "test") as session, _memory_alarm(own_rabbitmq):
         channel = await _next(session)
         pending = [asyncio.create_task(_publish(channel, settings, str(number).encode())) for number in range(200)]
         await eventually(lambda: is_blocked(channel))
-        await asyncio.to_thread(node.ctl, "close_all_connections", "a test")
+        await asyncio.to_thread(own_rabbitmq.ctl, "close_all_connections", "a test")
         assert Publication.UNCERTAIN in await asyncio.gather(*pending)
         assert (await _lost(channel)).endswith("320 CONNECTION_FORCED - a test")
     async with Session(settings, "test") as session:
         assert await _publish(await _next(session), settings) is Publication.CONFIRMED
 
 
-async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(node: RabbitMQ) -> None:
-    settings = _own(node, "blocked")
+async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(own_rabbitmq: RabbitMQ) -> None:
+    settings = _own(own_rabbitmq, "blocked")
     async with Session(settings, "test", Patience(confirm=0.5)) as session:
         channel = await _next(session)
-        async with _memory_alarm(node):
+        async with _memory_alarm(own_rabbitmq):
             pokes = await _until_blocked(channel, settings)
             waiting = asyncio.create_task(channel.unblocked())
             ended, _ = await asyncio.wait({waiting}, timeout=0.2)
@@ -686,9 +678,9 @@ async def test_a_blocked_broker_is_waited_for_and_takes_publishes_afterwards(nod
         assert await _publish(channel, settings) is Publication.CONFIRMED
 
 
-async def test_waiting_for_a_blocked_broker_ends_with_the_channel(node: RabbitMQ) -> None:
-    settings = _own(node, "blocked")
-    async with Session(settings, "test") as session, _memory_alarm(node):
+async def test_waiting_for_a_blocked_broker_ends_with_the_channel(own_rabbitmq: RabbitMQ) -> None:
+    settings = _own(own_rabbitmq, "blocked")
+    async with Session(settings, "test") as session, _memory_alarm(own_rabbitmq):
         channel = await _next(session)
         pokes = await _until_blocked(channel, settings)
         waiting = asyncio.create_task(channel.unblocked())
@@ -711,31 +703,31 @@ async def _until_blocked(channel: Channel, settings: BrokerSettings) -> list[asy
 
 
 @asynccontextmanager
-async def _memory_alarm(node: RabbitMQ) -> AsyncIterator[None]:
-    await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.000001")
+async def _memory_alarm(own_rabbitmq: RabbitMQ) -> AsyncIterator[None]:
+    await asyncio.to_thread(own_rabbitmq.ctl, "set_vm_memory_high_watermark", "0.000001")
     try:
         yield
     finally:
-        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+        await asyncio.to_thread(own_rabbitmq.ctl, "set_vm_memory_high_watermark", "0.4")
 
 
-async def test_what_was_given_up_does_not_reach_the_broker_later(node: RabbitMQ) -> None:
+async def test_what_was_given_up_does_not_reach_the_broker_later(own_rabbitmq: RabbitMQ) -> None:
     """More than the kernel holds: without the abort, all of it goes out once the broker reads again."""
-    settings = _at(_own(node, "late"), node.url, heartbeat=60)
+    settings = _at(_own(own_rabbitmq, "late"), own_rabbitmq.url, heartbeat=60)
     letters = [Letter(str(number), bytes(1 << 19)) for number in range(64)]
-    assert node._process
+    assert own_rabbitmq._process
     async with Session(settings, "test", Patience(confirm=0.5, close=0.5)) as session:
         channel = await _next(session)
-        node._process.send_signal(signal.SIGSTOP)
+        own_rabbitmq._process.send_signal(signal.SIGSTOP)
         try:
             assert set(await channel.publish(settings.configured_key, letters)) == {Publication.UNCERTAIN}
             assert await _lost(channel) == "no confirm in time"
             await session.__aexit__(None, None, None)
         finally:
-            node._process.send_signal(signal.SIGCONT)
+            own_rabbitmq._process.send_signal(signal.SIGCONT)
 
     async def no_connections() -> bool:
-        return not await asyncio.to_thread(node.ctl, "list_connections", "pid")
+        return not await asyncio.to_thread(own_rabbitmq.ctl, "list_connections", "pid")
 
     await eventually(no_connections, every=0.5)
     connection = await aiormq.connect(settings.nodes[0])
