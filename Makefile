@@ -4,8 +4,8 @@ SHELL := /bin/sh
 python := .venv/bin/python
 bootstrap := tests/system/bootstrap.sh
 locks := requirements.txt tests/system/requirements.txt tests/requirements.txt .ci/audit/requirements.txt
-# Four tests at a time, on servers of each worker's own: they wait more than they work. A file's tests stay together, and
-# files come in the order of their names. After a worker that has died there is no other, so that a test that hangs ends the run.
+# Four tests at a time, which wait more than they work. A file's tests stay together, and files come in the order of
+# tests/conftest.py. After a worker that has died there is no other, so that a test that hangs ends the run.
 workers := -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 export COVERAGE_FILE := $(CURDIR)/.local/coverage/data
 # The libraries are compiled once, not by each of two hundred processes.

@@ -38,6 +38,33 @@ DEADLINE_SECONDS = 90.0
 """How long `eventually` waits: a limit for a broken system, never a measure of a working one."""
 
 
+LONGEST = (
+    "e2e/test_recovery.py",
+    "configurator/test_consumers.py",
+    "e2e/test_maintenance.py",
+    "messaging/test_session.py",
+    "e2e/test_healing.py",
+    "e2e/test_crash_points.py",
+    "e2e/test_faults.py",
+    "e2e/test_broker_faults.py",
+    "e2e/test_holding.py",
+    "e2e/test_marked_password.py",
+    "e2e/test_sealing.py",
+    "e2e/test_attempts.py",
+    "chaos/test_chaos.py",
+    "chaos/test_fuzz.py",
+    "service_a/test_capacity.py",
+    "system/test_system.py",
+)
+"""The files of more than twenty seconds; `make test PYTEST_ARGS=--durations=50` tells which they are."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that none is alone at the end of the run."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(f"{item.path.parent.name}/{item.path.name}", len(places)))
+
+
 async def eventually(
     condition: Callable[[], Awaitable[object]] | Callable[[], object],
     timeout: float = DEADLINE_SECONDS,
