@@ -43,6 +43,7 @@ class Answer(StrEnum):
 
 
 LEASES = {answer: metrics.LEASES.labels(answer.value) for answer in Answer}
+"""The counters, looked up once, not for each call."""
 ANSWERS = {True: Answer.GRANTED, False: Answer.REFUSED, None: Answer.UNDECIDED}
 
 

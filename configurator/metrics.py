@@ -19,6 +19,7 @@ SILENT_ENDS = Gauge("service_a_silent_ends", "Calls in a row that ended without 
 LATE = Counter("calls_late", "Calls that were not made because their leases came late, or the process stood still")
 OUTCOMES = Counter("outcomes_published", "Outcomes confirmed by the broker, by kind", ["kind"])
 OUTCOMES_OF = {kind: OUTCOMES.labels(kind.value) for kind in OutcomeKind}
+"""Likewise, for each outcome."""
 LEASES = Counter("leases_asked", "Leases asked for, by the answer", ["answer"])
 LEASE_SECONDS = Histogram(
     "lease_seconds",
